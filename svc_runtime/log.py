@@ -1,0 +1,105 @@
+"""Logs: one line an event, the event constant, everything else as keys.
+
+`log.info("call_dispatched", program_id=..., level=...)`. A terminal gets coloured lines, anything else JSON.
+The standard library's loggers (grpc, asyncio, uvicorn, vllm) go through the same renderer. Values of keys that
+hold secrets, and bearer tokens inside any string, never reach the output.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+LogFormat = Literal["auto", "console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+REDACTED = "[redacted]"
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(api[_-]?keys?|peer[_-]token|access[_-]token|authorization|passwords?|secrets?|credentials?|cookie)$|^token$",
+    re.IGNORECASE,
+)
+_SECRET_TEXT = re.compile(r"(?i)(bearer\s+|x-api-key[:=]\s*|autellix-peer-token[:=]\s*)[^\s\"',]+")
+
+
+def configure_logging(service: str, *, level: LogLevel = "info", format: LogFormat = "auto") -> None:
+    """Routes structlog and the standard library's loggers to stderr; may be called again.
+
+    Args:
+        service: bound to every line as `service`.
+        format: "auto" means console when stderr is a terminal, else JSON.
+    """
+    console = format == "console" or (format == "auto" and sys.stderr.isatty())
+    shared = _shared_processors(service)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(console))
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+
+
+def _shared_processors(service: str) -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        _naming(service),
+    ]
+
+
+def _renderers(console: bool) -> list[Processor]:
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if console:
+        return [remove_meta, redact_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [
+        remove_meta,
+        structlog.processors.dict_tracebacks,
+        redact_secrets,
+        structlog.processors.JSONRenderer(default=str),
+    ]
+
+
+def _naming(service: str) -> Processor:
+    def add_service(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        event.setdefault("service", service)
+        return event
+
+    return add_service
+
+
+def redact_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Replaces secrets in an event, in nested mappings and lists too; a structlog processor."""
+    return {key: _redacted(key, value) for key, value in event.items()}
+
+
+def _redacted(key: object, value: Any) -> Any:
+    if isinstance(key, str) and _SECRET_KEY.search(key):
+        return REDACTED
+    if isinstance(value, str):
+        return _SECRET_TEXT.sub(lambda found: found.group(1) + REDACTED, value)
+    if isinstance(value, MutableMapping):
+        return {k: _redacted(k, v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted("", item) for item in value]
+    return value
+
+
+__all__: list[str] = ["LogFormat", "LogLevel", "configure_logging", "redact_secrets"]
