@@ -12,12 +12,14 @@ from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 REDACTED = "[redacted]"
+_TRACEBACK = ExceptionDictTransformer(show_locals=False)  # locals hold prompts and keys
 _SECRET_KEY = re.compile(
     r"(^|[_-])(api[_-]?keys?|peer[_-]token|access[_-]token|authorization|passwords?|secrets?|credentials?|cookie)$|^token$",
     re.IGNORECASE,
@@ -68,13 +70,19 @@ def _shared_processors(service: str) -> list[Processor]:
 def _renderers(console: bool) -> list[Processor]:
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if console:
-        return [remove_meta, redact_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        return [remove_meta, redact_secrets, _console_renderer()]
     return [
         remove_meta,
-        structlog.processors.dict_tracebacks,
+        structlog.processors.ExceptionRenderer(_TRACEBACK),
         redact_secrets,
         structlog.processors.JSONRenderer(default=str),
     ]
+
+
+def _console_renderer() -> Processor:
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
 
 
 def _naming(service: str) -> Processor:
@@ -101,5 +109,3 @@ def _redacted(key: object, value: Any) -> Any:
         return [_redacted("", item) for item in value]
     return value
 
-
-__all__: list[str] = ["LogFormat", "LogLevel", "configure_logging", "redact_secrets"]
