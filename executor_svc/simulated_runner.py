@@ -1,0 +1,286 @@
+"""A runner without a model: obeys plans to the letter, takes the time a real device would, makes up the tokens.
+
+Theory of operation: for tests and benches of everything but the model. A step (1) lets rows leave and calls be
+released, (2) copies swapped blocks, (3) lets rows join and grow, (4) computes each row's tokens into its blocks,
+(5) samples for rows whose tokens are now all computed, and (6) waits until the cost model's time has passed since
+it began, so that bookkeeping is not added to it. Every contradiction between a plan and what calls and blocks
+really hold is a `PlanViolation`: a scheduler that passes here would not corrupt a real KV cache.
+After a violation the state is undefined until `reset`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from executor_svc.cost_model import StepCost
+from executor_svc.runner import AnnouncedCall, PlanViolation, RunnerInfo, StepPlan, StepResult
+from executor_svc.simulated_kv import BlockLedger
+from executor_svc.simulated_tokens import TokenRule, extend_prefix
+
+PARAMS_FORMATS = ("vllm-0.32.0/msgpack", "simulated")
+"""Named at registration; params are not read, whatever their format."""
+
+
+class StepClock(Protocol):
+    """Passes the time of a step."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    def wait_until(self, deadline_s: float) -> None:
+        """Returns when `now_s()` has reached the deadline."""
+        ...
+
+
+class PreciseClock:
+    """Sleeps most of the way and spins the rest: sleeping alone comes back up to 0.1 ms late."""
+
+    SPIN_S = 150e-6
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        return time.perf_counter()
+
+    def wait_until(self, deadline_s: float) -> None:
+        """Blocks the calling thread until the deadline."""
+        while (left_s := deadline_s - time.perf_counter()) > 0:
+            time.sleep(max(0.0, left_s - self.SPIN_S))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedConfig:
+    """What is simulated. Lengths in tokens."""
+
+    model: str
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    cost_name: str
+    cost: StepCost
+    tokens: TokenRule
+    block_size: int = 16
+    num_blocks: int = 4096
+    """Device blocks, the null block included."""
+    host_blocks: int = 0
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 8192
+    max_plans_in_flight: int = 2
+    structured_output_backend: str = ""
+    reasoning_parser: str = ""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A known call. Invariant: len(hashes) == tokens known == prompt + output."""
+
+    hashes: list[int]
+    """Hash of the prefix that ends at each position."""
+    failure: str = ""
+    """Why it cannot run; empty when it can."""
+    failure_reported: bool = False
+    computed: int = 0
+    table: list[int] = field(default_factory=list)
+    """Blocks of the current batch's row; empty while not in the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A `Pending` whose result is known."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        """The result, at once."""
+        return self.value
+
+
+class SimulatedRunner:
+    """Obeys plans without a model; see the module's docstring."""
+
+    def __init__(self, config: SimulatedConfig, *, clock: StepClock | None = None) -> None:
+        self._config = config
+        self._clock = clock or PreciseClock()
+        self.reset()
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What is simulated, as registered."""
+        config = self._config
+        return RunnerInfo(
+            model=config.model,
+            model_fingerprint=config.model_fingerprint,
+            tokenizer_fingerprint=config.tokenizer_fingerprint,
+            runner=f"simulated ({config.cost_name})",
+            simulated=True,
+            block_size=config.block_size,
+            num_blocks=config.num_blocks,
+            host_blocks=config.host_blocks,
+            block_bytes=config.block_size * config.cost.kv_bytes_per_token,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=config.max_model_len,
+            vocab_size=config.tokens.vocab_size,
+            max_plans_in_flight=config.max_plans_in_flight,
+            params_formats=PARAMS_FORMATS,
+            structured_output_backend=config.structured_output_backend,
+            reasoning_parser=config.reasoning_parser,
+            world_size=1,
+            device="simulated",
+            prefix_caching=True,
+            dtype="none",
+        )
+
+    def announce(self, call: AnnouncedCall) -> None:
+        """Takes a call in; see `Runner.announce`.
+
+        Raises: PlanViolation when the handle is in use.
+        """
+        if call.handle in self._calls:
+            raise PlanViolation(f"handle {call.handle} is announced twice")
+        known = _Call(hashes=[])
+        for tokens in (call.prompt_token_ids, call.output_token_ids):
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self._config.tokens.vocab_size:
+                known.failure = f"a token id is not in 0..{self._config.tokens.vocab_size - 1}"
+            extend_prefix(known.hashes, tokens)
+        self._calls[call.handle] = known
+
+    def prepare(self, handle: int) -> str:
+        """Nothing to prepare: ready."""
+        return ""
+
+    def execute(self, plan: StepPlan) -> FinishedStep:
+        """Executes a step and returns when its time has passed.
+
+        Raises: PlanViolation when the plan contradicts what calls and blocks hold.
+        """
+        started_s = self._clock.now_s()
+        rows = [self._call(handle) for handle in plan.handles]
+        self._check_limits(plan)
+        self._leave(plan)
+        swapped_blocks = self._swap(plan)
+        self._enter(plan, rows)
+        step_s = self._price(plan, rows)
+        result = self._compute(plan, rows, step_s, swapped_blocks)
+        self._clock.wait_until(started_s + result.step_s + result.swap_s)
+        return FinishedStep(result)
+
+    def reset(self) -> None:
+        """Forgets all calls and blocks."""
+        config = self._config
+        self._calls: dict[int, _Call] = {}
+        self._batch: tuple[int, ...] = ()
+        self._kv = BlockLedger(
+            block_size=config.block_size, num_blocks=config.num_blocks, host_blocks=config.host_blocks
+        )
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _call(self, handle: int) -> _Call:
+        try:
+            return self._calls[handle]
+        except KeyError:
+            raise PlanViolation(f"handle {handle} is not known") from None
+
+    def _check_limits(self, plan: StepPlan) -> None:
+        config = self._config
+        if len(plan.handles) > config.max_num_seqs:
+            raise PlanViolation(f"{len(plan.handles)} rows, max_num_seqs is {config.max_num_seqs}")
+        total = len(plan.handles) - len(plan.chunks) + sum(plan.chunks.values())
+        if total > config.max_num_batched_tokens:
+            raise PlanViolation(f"{total} tokens, max_num_batched_tokens is {config.max_num_batched_tokens}")
+
+    def _leave(self, plan: StepPlan) -> None:
+        """Rows of the last batch that are not in this one leave; released calls are forgotten."""
+        staying = set(plan.handles)
+        for handle in self._batch:
+            if handle not in staying:
+                call = self._calls[handle]
+                self._kv.leave(call.table)
+                call.table = []
+        for handle in plan.released:
+            self._call(handle)
+            del self._calls[handle]
+
+    def _swap(self, plan: StepPlan) -> int:
+        for device_block, host_block in plan.swap_out:
+            self._kv.swap_out(device_block, host_block)
+        for host_block, device_block in plan.swap_in:
+            self._kv.swap_in(host_block, device_block)
+        return len(plan.swap_out) + len(plan.swap_in)
+
+    def _enter(self, plan: StepPlan, rows: Sequence[_Call]) -> None:
+        """Rows join with their tables, others grow; all users of blocks are known afterwards."""
+        before = set(self._batch)
+        for row, handle in enumerate(plan.handles):
+            if (row in plan.joined) == (handle in before):
+                was = "was already" if handle in before else "was not"
+                raise PlanViolation(f"row {row} (handle {handle}) {was} in the previous batch")
+        for row, blocks in plan.blocks.items():
+            self._kv.use(blocks)
+            rows[row].table.extend(blocks)
+        for row, computed in plan.joined.items():
+            call = rows[row]
+            if computed >= len(call.hashes):
+                raise PlanViolation(f"row {row}: {computed} tokens computed, the call has {len(call.hashes)}")
+            if computed > len(call.table) * self._config.block_size:
+                raise PlanViolation(f"row {row}: {computed} computed tokens exceed its {len(call.table)} blocks")
+            self._kv.check_holds(call.table, call.hashes, computed)
+            call.computed = computed
+        self._batch = tuple(plan.handles)
+
+    def _price(self, plan: StepPlan, rows: Sequence[_Call]) -> float:
+        """A row of one token that continues a computed context counts as a decode row."""
+        decodes = []
+        prefills = []
+        for row, call in enumerate(rows):
+            count = plan.chunks.get(row, 1)
+            if count == 1 and call.computed:
+                decodes.append(call.computed + 1)
+            else:
+                prefills.append((call.computed, count))
+        return self._config.cost.step_s(decode_contexts=decodes, prefills=prefills)
+
+    def _compute(
+        self, plan: StepPlan, rows: Sequence[_Call], step_s: float, swapped_blocks: int
+    ) -> StepResult:
+        handles: list[int] = []
+        tokens: list[int] = []
+        failures: dict[int, str] = {}
+        for row, (handle, call) in enumerate(zip(plan.handles, rows, strict=True)):
+            if call.failure:
+                if not call.failure_reported:
+                    failures[handle] = call.failure
+                    call.failure_reported = True
+                continue
+            token = self._compute_row(row, call, plan.chunks.get(row, 1))
+            if token is not None:
+                handles.append(handle)
+                tokens.append(token)
+        swap_bytes = swapped_blocks * self.info.block_bytes if swapped_blocks else 0
+        return StepResult(
+            step=plan.step,
+            handles=handles,
+            tokens=tokens,
+            step_s=step_s,
+            failures=failures,
+            swap_s=self._config.cost.swap_s(swap_bytes),
+            swap_bytes=swap_bytes,
+        )
+
+    def _compute_row(self, row: int, call: _Call, count: int) -> int | None:
+        """Computes `count` tokens of a row; returns the sampled token when none is left to compute."""
+        end = call.computed + count
+        if end > len(call.hashes):
+            raise PlanViolation(f"row {row}: plans {end} computed tokens, the call has {len(call.hashes)}")
+        if end > self._config.max_model_len:
+            raise PlanViolation(f"row {row}: {end} tokens, max_model_len is {self._config.max_model_len}")
+        self._kv.write(call.table, call.hashes, call.computed, end)
+        call.computed = end
+        if end < len(call.hashes):
+            return None
+        token = self._config.tokens.after(call.hashes[-1])
+        extend_prefix(call.hashes, (token,))
+        return token
