@@ -1,0 +1,1 @@
+"""The demonstration: real agent programs on the three services, as local processes."""
