@@ -54,7 +54,9 @@ class GgufModel:
         model = cls(GGUFReader(path))
         kind = (model.field("general.architecture"), model.field("tokenizer.ggml.model"))
         if kind != ("llama", "gpt2"):
-            raise UnsupportedGguf(f"{path.name}: expected architecture llama with a gpt2 tokenizer, got {kind}")
+            raise UnsupportedGguf(
+                f"{path.name}: expected architecture llama with a gpt2 tokenizer, got {kind}"
+            )
         return model
 
     def field(self, name: str, default: Any = None) -> Any:
@@ -189,7 +191,9 @@ def _config(model: GgufModel) -> dict[str, Any]:
 
 def _control_tokens(model: GgufModel) -> dict[int, str]:
     tokens, types = model.field("tokenizer.ggml.tokens"), model.field("tokenizer.ggml.token_type")
-    return {i: token for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == CONTROL_TOKEN}
+    return {
+        i: token for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == CONTROL_TOKEN
+    }
 
 
 def _byte_level(**options: bool) -> dict[str, Any]:

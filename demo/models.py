@@ -63,7 +63,9 @@ def _given_model(choice: str) -> LocalModel:
     path = Path(choice).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelUnavailable(f"MODEL={choice}: the directory has no config.json, so it is not a checkpoint")
+            raise ModelUnavailable(
+                f"MODEL={choice}: the directory has no config.json, so it is not a checkpoint"
+            )
         return LocalModel(path=str(path.resolve()), name=path.resolve().name)
     if choice.count("/") != 1 or choice.startswith((".", "/", "~")) or choice.endswith("/"):
         known = f"{SMOLLM2}, {TINY}, an existing directory or a Hugging Face id such as Qwen/Qwen3-0.6B"

