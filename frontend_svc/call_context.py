@@ -41,6 +41,8 @@ class CallContext:
     """Calls of the same program that this one depends on; empty: unknown."""
     deadline: float | None = None
     """`time.monotonic()` after which the call is worthless; None: never."""
+    cancel_requested: bool = False
+    """Somebody asked for its end; matters only before the engine knows the call."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never negative; None without one."""
