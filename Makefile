@@ -1,6 +1,81 @@
-PY := .venv/bin/python
+# `make help` lists what there is. Everything is installed into .venv/ at the root, nothing elsewhere.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+LOCK := requirements/cpu.lock
 PROTOS := $(shell find protos -name '*.proto')
+GENERATED := $(PROTOS:.proto=_pb2.py)
+
+# The Python to set up with: 3.11 or 3.12. PYTHON=/path/to/python overrides.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+FIND_PYTHON = for p in python3.11 python3.12 python3 python; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && { command -v "$$p"; break; }; done
+
+.PHONY: help
+help: ## Show this list
+	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
+	@sed -nE 's/^([a-z][a-z0-9-]*):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+##### Setting up #####
+
+.PHONY: setup
+setup: venv $(GENERATED) ## Install into .venv and generate code; nothing to do when up to date (PYTHON=, TORCH=)
+
+.PHONY: venv
+venv:
+	@python="$${PYTHON:-$$($(FIND_PYTHON))}"; \
+	test -n "$$python" || { echo "make: needs Python 3.11 or 3.12; install one or say PYTHON=/path/to/python3" >&2; exit 1; }; \
+	"$$python" scripts/setup_venv.py --venv $(VENV) --lock $(LOCK) $(if $(TORCH),--torch '$(TORCH)')
 
 .PHONY: protos
-protos: ## Generate the protobuf code
-	$(PY) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+protos: venv $(GENERATED) ## Generate the protobuf code
+
+# One run makes all of them: generated modules import each other.
+%_pb2.py: %.proto $(LOCK) | venv
+	$(PY) -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. $<
+	@touch $@
+
+.PHONY: lock
+lock: ## Resolve requirements/*.in again and rewrite the locks (UPGRADE=1: newest versions)
+	$(PY) -m scripts.lock $(if $(UPGRADE),--upgrade)
+
+.PHONY: clean
+clean: ## Remove caches and generated code (.venv and downloaded models stay)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	rm -f $(GENERATED) $(PROTOS:.proto=_pb2.pyi) $(PROTOS:.proto=_pb2_grpc.py)
+
+##### Checking #####
+
+PYTEST = $(PY) -m pytest $(ARGS)
+
+.PHONY: test
+test: setup ## Set up, then run all tests (ARGS="-k name" narrows)
+	$(PYTEST)
+
+.PHONY: test-unit
+test-unit: setup ## Tests that need neither vLLM nor a model: seconds
+	$(PYTEST) -m "not integration and not e2e"
+
+.PHONY: test-integration
+test-integration: setup ## Tests through the three services with a tiny random model
+	$(PYTEST) -m integration
+
+.PHONY: test-e2e
+test-e2e: setup ## Tests with the demo model and the Node client
+	$(PYTEST) -m e2e
+
+.PHONY: lint
+lint: setup ## ruff, mypy, buf, compose config, hadolint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/buf lint
+	$(PY) -m scripts.lint_deploy
+
+.PHONY: bench-split
+bench-split: setup ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
+	$(PY) -m bench.split $(ARGS)
+
+##### Running #####

@@ -1,0 +1,1 @@
+"""Developer tools: setting up, locking, linting. Run from the repository root."""
