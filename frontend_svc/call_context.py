@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
+from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+
 DEADLINE_SLACK_S = 0.1
 """A cancel this close to the deadline is the deadline's: both ends of a connection watch it on their own clocks."""
 
@@ -43,6 +45,8 @@ class CallContext:
     """`time.monotonic()` after which the call is worthless; None: never."""
     cancel_requested: bool = False
     """Somebody asked for its end; matters only before the engine knows the call."""
+    refusal: pb.Refusal | None = None
+    """Why the call failed; set by the engine-core client, whose own interface has no room for it."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never negative; None without one."""

@@ -5,7 +5,7 @@ reflection stay open. The tenant travels in a context variable, since grpc.aio r
 handler in one task. `current_tenant` outside such an RPC is our bug and raises LookupError.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,8 +13,6 @@ import grpc
 
 from protos.autellix.program.v1 import program_pb2 as pb
 from svc_runtime.rpc_errors import abort
-
-AUTHORIZATION = "authorization"
 
 _GUARDED = f"/{pb.DESCRIPTOR.services_by_name['ProgramService'].full_name}/"
 _tenant: ContextVar[str] = ContextVar("tenant")
@@ -29,12 +27,12 @@ class TenantGuard(grpc.aio.ServerInterceptor):
     """Refuses RPCs of ProgramService whose key belongs to nobody.
 
     Args:
-        tenant_of: the tenant for the value of the `authorization` metadata (None when there is none), or None
-            when that does not admit anybody.
+        tenant_of_headers: the tenant for the RPC's metadata by lower-case name, None to refuse it
+            (`auth.ApiKeys.tenant_of_headers`).
     """
 
-    def __init__(self, tenant_of: Callable[[str | None], str | None]) -> None:
-        self._tenant_of = tenant_of
+    def __init__(self, tenant_of_headers: Callable[[Mapping[str, str]], str | None]) -> None:
+        self._tenant_of_headers = tenant_of_headers
 
     async def intercept_service(
         self,
@@ -43,18 +41,14 @@ class TenantGuard(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler:
         if not handler_call_details.method.startswith(_GUARDED):
             return await continuation(handler_call_details)
-        tenant = self._tenant_of(_authorization(handler_call_details.invocation_metadata or ()))
+        metadata = handler_call_details.invocation_metadata or ()
+        tenant = self._tenant_of_headers({key: str(value) for key, value in metadata})
         if tenant is None:
             return grpc.unary_unary_rpc_method_handler(_refuse)
         _tenant.set(tenant)
         return await continuation(handler_call_details)
 
 
-def _authorization(metadata: Any) -> str | None:
-    """The one value of the header; None as well when it is sent more than once."""
-    values = [value for key, value in metadata if key == AUTHORIZATION]
-    return values[0] if len(values) == 1 else None
-
-
 async def _refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
-    await abort(context, None, "UNAUTHENTICATED", "send metadata authorization: Bearer KEY with a key of this server")
+    message = "send metadata `authorization: Bearer KEY` with a key of this server"
+    await abort(context, None, "UNAUTHENTICATED", message, field="authorization")
