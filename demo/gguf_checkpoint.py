@@ -1,10 +1,11 @@
 """Turns a Llama model in a GGUF file into a Hugging Face checkpoint directory.
 
-Theory of operation. A GGUF file holds quantised tensors, the hyper-parameters and the tokenizer in one file. The
-checkpoint holds the same three as `model.safetensors`, `config.json` and the `tokenizer*.json` files. Tensors are
-converted one at a time (the safetensors header only needs shapes, which are known before any tensor is read), so
-the peak of memory is one tensor in float32. llama.cpp stores the rows of the query and key projections in
-another order than Hugging Face does (interleaved instead of split rotary halves); that is undone here.
+Theory of operation. A GGUF file holds quantised tensors, the hyper-parameters and the tokenizer in one file.
+The checkpoint holds the same three as `model.safetensors`, `config.json` and the `tokenizer*.json` files.
+Tensors are converted one at a time (the safetensors header only needs shapes, which are known before any
+tensor is read), so the peak of memory is one tensor in float32. llama.cpp stores the rows of the query and
+key projections in another order than Hugging Face does (interleaved instead of split rotary halves); that is
+undone here.
 
 Only what SmolLM2 and its kin need is supported (architecture "llama", byte-level BPE); anything else raises
 `UnsupportedGguf` before a file is written.

