@@ -1,10 +1,11 @@
 """What the engine-core client must know of a call that vLLM's request object does not carry.
 
 Theory of operation. A call enters through a door (OpenAI HTTP route, public gRPC), which resolves tenant,
-program, thread and parents and then calls `AsyncLLM.generate(..., request_id=call_id)`. vLLM keeps that name as
-`EngineCoreRequest.external_req_id`; with n > 1 several engine requests share it. The door therefore registers a
-`CallContext` under the call's id before `generate()`, the engine-core client looks it up by `external_req_id`
-when it submits or cancels, and the door releases it when the stream has ended, however it ended.
+program, thread and parents and then calls `AsyncLLM.generate(..., request_id=call_id)`. vLLM keeps that
+name as `EngineCoreRequest.external_req_id`; with n > 1 several engine requests share it. The door therefore
+registers a `CallContext` under the call's id before `generate()`, the engine-core client looks it up by
+`external_req_id` when it submits or cancels, and the door releases it when the stream has ended, however it
+ended.
 
 One event loop owns the registry: no locks. Imports nothing of vllm.
 """
@@ -18,7 +19,7 @@ from enum import Enum
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 
 DEADLINE_SLACK_S = 0.1
-"""A cancel this close to the deadline is the deadline's: both ends of a connection watch it on their own clocks."""
+"""A cancel this close to the deadline is the deadline's: each end of a connection has its own clock."""
 
 
 class CancelCause(Enum):

@@ -1,8 +1,8 @@
 """Who calls over gRPC: `authorization: Bearer KEY` metadata becomes the tenant of the RPC.
 
 The interceptor sees every RPC of `ProgramService` before its handler, so none can forget to ask; health and
-reflection stay open. The tenant travels in a context variable, since grpc.aio runs an RPC's interceptors and its
-handler in one task. `current_tenant` outside such an RPC is our bug and raises LookupError.
+reflection stay open. The tenant travels in a context variable, since grpc.aio runs an RPC's interceptors
+and its handler in one task. `current_tenant` outside such an RPC is our bug and raises LookupError.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

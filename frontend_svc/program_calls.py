@@ -1,9 +1,9 @@
 """Values and ports of the program API: what a caller asks for, what comes back, and what the API stands on.
 
-Theory of operation. `ProgramService` (program_service.py) speaks only these types. The doors (gRPC, HTTP) turn
-their messages into them, two ports turn them into work: `ProgramLink` is the scheduler, `Generator` is vLLM's
-AsyncLLM in this process. Tests put fakes there, so nothing here imports vLLM or torch. Whatever is refused or
-lost is a `frontend_svc.errors.Refused`.
+Theory of operation. `ProgramService` (program_service.py) speaks only these types. The doors (gRPC, HTTP)
+turn their messages into them, two ports turn them into work: `ProgramLink` is the scheduler, `Generator` is
+vLLM's AsyncLLM in this process. Tests put fakes there, so nothing here imports vLLM or torch. Whatever is
+refused or lost is a `frontend_svc.errors.Refused`.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -114,7 +114,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What was generated since the piece before. The first names the call, the last has `finish` and `usage`."""
+    """What was generated since the piece before.
+
+    The first names the call, the last has `finish` and `usage`.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()

@@ -1,9 +1,10 @@
 """The program API's model: vLLM's AsyncLLM in this process.
 
-Theory of operation. Prompts are rendered and outputs detokenised by the same AsyncLLM that serves the OpenAI
-routes, so that a call gives the same tokens and text through either door. `prepare` does everything that can
-refuse a request (template, tokenizer, length, vocabulary, schema) before a program is touched; `generate` hands
-the rendered prompt over under the call's id, by which the engine-core client finds its `CallContext`.
+Theory of operation. Prompts are rendered and outputs detokenised by the same AsyncLLM that serves the
+OpenAI routes, so that a call gives the same tokens and text through either door. `prepare` does everything
+that can refuse a request (template, tokenizer, length, vocabulary, schema) before a program is touched;
+`generate` hands the rendered prompt over under the call's id, by which the engine-core client finds its
+`CallContext`.
 
 Only this module of the program API imports vLLM.
 """
@@ -24,7 +25,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from frontend_svc import program_calls as calls
 from frontend_svc.call_context import CallContext
 from frontend_svc.errors import Refused, refusal
-from frontend_svc.program_limits import shown
+from frontend_svc.program_limits import empty_prompt, shown
 
 _NEUTRAL: dict[str, Any] = {
     "temperature": 1.0,
@@ -62,12 +63,18 @@ class VllmGenerator:
         chat_template: replaces the model's own; None: the model's.
     """
 
-    def __init__(self, llm: AsyncLLM, model_names: Sequence[str], *, chat_template: str | None = None) -> None:
+    def __init__(
+        self, llm: AsyncLLM, model_names: Sequence[str], *, chat_template: str | None = None
+    ) -> None:
         self._llm = llm
         self._model_names = tuple(model_names)
         self._chat_params = ChatParams(
             chat_template=chat_template,
-            chat_template_kwargs={"add_generation_prompt": True, "continue_final_message": False, "tokenize": False},
+            chat_template_kwargs={
+                "add_generation_prompt": True,
+                "continue_final_message": False,
+                "tokenize": False,
+            },
         )
         self._defaults = _NEUTRAL | llm.model_config.get_diff_sampling_param()
 
@@ -142,8 +149,7 @@ class VllmGenerator:
         if prompt_tokens > limit:
             raise self._too_long(f"{prompt_tokens} tokens")
         if prompt_tokens == 0:
-            message = "the prompt is empty: a call needs at least one token"
-            raise Refused(refusal("PROMPT_EMPTY", message, field="prompt", limit="at least 1 token", value="0 tokens"))
+            raise empty_prompt("prompt")
         return prompt_tokens
 
     def _prompt_refused(self, error: VLLMClientError) -> Refused:
@@ -203,7 +209,8 @@ def _call_failed(error: VLLMError, context: CallContext) -> Refused:
     if context.refusal is not None:
         return Refused(context.refusal)
     if isinstance(error, VLLMClientError):
-        return Refused(refusal("PARAMETER_INVALID", _reason_of(error), field=getattr(error, "parameter", None) or ""))
+        field = getattr(error, "parameter", None) or ""
+        return Refused(refusal("PARAMETER_INVALID", _reason_of(error), field=field))
     return Refused(refusal("EXECUTOR_FAILED", "the call failed while it was running"))
 
 

@@ -1,11 +1,13 @@
 """The gRPC door: `autellix.program.v1.ProgramService`.
 
-Theory of operation. Each RPC turns its message into values, asks `ProgramService`, and turns the answer back;
-whatever goes wrong leaves as one typed error (`_typed`), and what is our own fault as INTERNAL with nothing
-of its cause. Streams are written with `context.write`, so that a slow reader slows its own call's pieces (which
-coalesce upstream) and a reader that has gone closes the iterator at once, which cancels the call.
+Theory of operation. Each RPC turns its message into values, asks `ProgramService`, and turns the answer
+back; whatever goes wrong leaves as one typed error (`_typed`), and what is our own fault as INTERNAL with
+nothing of its cause. Streams are written with `context.write`, so that a slow reader slows its own call's
+pieces (which coalesce upstream) and a reader that has gone closes the iterator at once, which cancels the
+call.
 
-Run it with `svc_runtime.grpc_aio.GrpcServer(register=register_programs(service), interceptors=[TenantGuard(...)])`.
+Run it with `svc_runtime.grpc_aio.GrpcServer(register=register_programs(service),
+interceptors=[TenantGuard(...)])`.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence

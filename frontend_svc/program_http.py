@@ -5,8 +5,8 @@
     GET    /v1/programs/{id}
     DELETE /v1/programs/{id}[?cancel=true]  ends it; with `cancel` its live calls are cancelled too
 
-A program is the row of `program_messages.program_row`. Errors are `Refused`, raised; the application turns them
-into responses (`errors` in the composition), the same way as for the OpenAI routes.
+A program is the row of `program_messages.program_row`. Errors are `Refused`, raised; the application turns
+them into responses (`errors` in the composition), the same way as for the OpenAI routes.
 """
 
 import json
@@ -67,7 +67,8 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise invalid("body", "a JSON object", type(body).__name__)
     if unknown := body.keys() - _BODY_FIELDS:
-        raise invalid("body", f"the fields {', '.join(sorted(_BODY_FIELDS))}", f"{len(unknown)} unknown fields")
+        known = ", ".join(sorted(_BODY_FIELDS))
+        raise invalid("body", f"the fields {known}", f"{len(unknown)} unknown fields")
     return body
 
 

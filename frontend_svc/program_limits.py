@@ -55,7 +55,7 @@ def check_class_name(class_name: str) -> None:
 
 
 def check_program_id(program_id: str) -> None:
-    """Refuses an id that cannot be one. An id that looks like one but names nothing is PROGRAM_UNKNOWN later."""
+    """Refuses an id that cannot be one; one that merely names nothing is PROGRAM_UNKNOWN later."""
     if not program_id:
         raise invalid("program_id", "a program id", "empty")
     _check_name("program_id", program_id, ID_CHARS_MAX)
@@ -94,7 +94,8 @@ def check_sampling(sampling: Sampling) -> None:
         if value is not None and not (least <= value <= most and math.isfinite(value)):
             raise _out_of_range(f"sampling.{field}", limit, f"{value:.9g}")
     if sampling.max_tokens is not None and (sampling.min_tokens or 0) > sampling.max_tokens:
-        raise _out_of_range("sampling.min_tokens", f"max_tokens = {sampling.max_tokens}", str(sampling.min_tokens))
+        limit = f"max_tokens = {sampling.max_tokens}"
+        raise _out_of_range("sampling.min_tokens", limit, str(sampling.min_tokens))
     _check_stops(sampling)
     _check_json_schema(sampling.json_schema)
 
@@ -128,9 +129,9 @@ def _check_prompt(prompt: Prompt) -> None:
         _check_messages(prompt)
     elif isinstance(prompt, TextPrompt):
         if not prompt.text:
-            raise _empty_prompt("text")
+            raise empty_prompt("text")
     elif not prompt.token_ids:
-        raise _empty_prompt("token_ids")
+        raise empty_prompt("token_ids")
     else:
         for token_id in prompt.token_ids:
             _check_token_id("token_ids", token_id)
@@ -138,7 +139,7 @@ def _check_prompt(prompt: Prompt) -> None:
 
 def _check_messages(prompt: ChatPrompt) -> None:
     if not prompt.messages:
-        raise _empty_prompt("chat.messages")
+        raise empty_prompt("chat.messages")
     _check_count("chat.messages", prompt.messages, MESSAGES_MAX)
     for role, _ in prompt.messages:
         if role not in ROLES:
@@ -182,6 +183,7 @@ def invalid(field: str, limit: str, value: str) -> Refused:
     return Refused(refusal("PARAMETER_INVALID", message, field=field, limit=limit, value=value))
 
 
-def _empty_prompt(field: str) -> Refused:
+def empty_prompt(field: str) -> Refused:
+    """The error for a prompt without a token."""
     message = f"{field} is empty: a call needs a prompt of at least one token"
     return Refused(refusal("PROMPT_EMPTY", message, field=field, limit="at least 1 token", value="0 tokens"))

@@ -1,13 +1,14 @@
 """Program API values to and from their two spellings: program/v1 messages and JSON rows.
 
-The only module that knows both the public messages and the values of `program_calls`. Field by field, so that a
-change of either side is seen here; `PROGRAM_FIELDS` is the one list of what a client sees of a program.
+The only module that knows both the public messages and the values of `program_calls`. Field by field, so
+that a change of either side is seen here; `PROGRAM_FIELDS` is the one list of what a client sees of a
+program.
 """
 
 from typing import Any
 
 from frontend_svc import program_calls as calls
-from frontend_svc.errors import Refused, refusal
+from frontend_svc.program_limits import empty_prompt
 from protos.autellix.program.v1 import program_pb2 as pb
 from protos.autellix.scheduler.v1 import scheduler_pb2 as scheduler_pb
 
@@ -95,8 +96,7 @@ def _prompt(message: pb.GenerateRequest) -> calls.Prompt:
             return calls.ChatPrompt(tuple((m.role, m.content) for m in message.chat.messages))
         case "token_ids":
             return calls.TokenPrompt(tuple(message.token_ids.ids))
-    text = "no prompt: set one of text, chat or token_ids"
-    raise Refused(refusal("PROMPT_EMPTY", text, field="prompt", limit="text, chat or token_ids", value="none"))
+    raise empty_prompt("prompt")
 
 
 def _sampling(message: pb.SamplingOptions) -> calls.Sampling:

@@ -1,10 +1,10 @@
 """The program API behind both of its doors, gRPC and HTTP: programs, and calls of programs.
 
-Theory of operation. A program lives in the scheduler; each operation is one question to it under the caller's
-tenant, so a foreign program answers exactly like one that never was. A call is checked against the limits, then
-rendered by the model's tokenizer, and only then touches a program: what is refused leaves no trace in the
-process table. Its id is known before it runs and is the first thing the client hears; the `CallRegistry` holds
-it while it lives, for `cancel_call` and for the engine-core client.
+Theory of operation. A program lives in the scheduler; each operation is one question to it under the
+caller's tenant, so a foreign program answers exactly like one that never was. A call is checked against the
+limits, then rendered by the model's tokenizer, and only then touches a program: what is refused leaves no
+trace in the process table. Its id is known before it runs and is the first thing the client hears; the
+`CallRegistry` holds it while it lives, for `cancel_call` and for the engine-core client.
 
 How a call ends, and who says so:
 
@@ -93,7 +93,9 @@ class ProgramService:
         """The tenant's live and recently ended programs, oldest first."""
         return await self._programs.list_programs(tenant=tenant)
 
-    def watch_programs(self, tenant: str, interval_s: float = 0.0) -> AsyncIterator[Sequence[pb.ProgramRecord]]:
+    def watch_programs(
+        self, tenant: str, interval_s: float = 0.0
+    ) -> AsyncIterator[Sequence[pb.ProgramRecord]]:
         """The same list, again whenever it changed, at most once in `interval_s` (0: every second)."""
         limits.check_interval_s(interval_s)
         return self._programs.watch_programs(tenant=tenant, interval_s=interval_s or WATCH_INTERVAL_S)
@@ -148,7 +150,7 @@ class ProgramService:
         return program.program_id
 
     async def _end_single_call(self, context: CallContext) -> None:
-        """Ends a program whose only call may never have reached the scheduler, which else would wait for it."""
+        """Ends a program whose only call may never have reached the scheduler, which would wait for it."""
         try:
             await self._programs.end_program(tenant=context.tenant, program_id=context.program_id)
         except FrontendError as error:
