@@ -36,9 +36,9 @@ class TenantGuard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         if not handler_call_details.method.startswith(_GUARDED):
             return await continuation(handler_call_details)
         metadata = handler_call_details.invocation_metadata or ()
@@ -49,6 +49,6 @@ class TenantGuard(grpc.aio.ServerInterceptor):
         return await continuation(handler_call_details)
 
 
-async def _refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+async def _refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     message = "send metadata `authorization: Bearer KEY` with a key of this server"
     await abort(context, None, "UNAUTHENTICATED", message, field="authorization")

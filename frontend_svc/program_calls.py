@@ -6,7 +6,7 @@ vLLM's AsyncLLM in this process. Tests put fakes there, so nothing here imports 
 refused or lost is a `frontend_svc.errors.Refused`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -147,7 +147,7 @@ class ProgramLink(Protocol):
 
     def watch_programs(
         self, *, tenant: str, interval_s: float
-    ) -> AsyncIterator[Sequence[scheduler_pb.ProgramRecord]]: ...
+    ) -> AsyncGenerator[Sequence[scheduler_pb.ProgramRecord], None]: ...
 
 
 class Generator(Protocol):

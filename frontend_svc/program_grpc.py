@@ -12,6 +12,7 @@ interceptors=[TenantGuard(...)])`.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import grpc
 import structlog
@@ -28,6 +29,8 @@ from svc_runtime.rpc_errors import abort
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ProgramService"].full_name
 
 log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def register_programs(service: ProgramService) -> Callable[[grpc.aio.Server], None]:
@@ -46,7 +49,7 @@ class ProgramServicer(pb_grpc.ProgramServiceServicer):
         self._service = service
 
     async def StartProgram(
-        self, request: pb.StartProgramRequest, context: grpc.aio.ServicerContext
+        self, request: pb.StartProgramRequest, context: Context
     ) -> pb.StartProgramResponse:
         async with _typed(context):
             record, created = await self._service.start_program(
@@ -54,53 +57,45 @@ class ProgramServicer(pb_grpc.ProgramServiceServicer):
             )
             return pb.StartProgramResponse(program=program_message(record), created=created)
 
-    async def EndProgram(
-        self, request: pb.EndProgramRequest, context: grpc.aio.ServicerContext
-    ) -> pb.EndProgramResponse:
+    async def EndProgram(self, request: pb.EndProgramRequest, context: Context) -> pb.EndProgramResponse:
         async with _typed(context):
             record = await self._service.end_program(current_tenant(), request.program_id)
             return pb.EndProgramResponse(program=program_message(record))
 
     async def CancelProgram(
-        self, request: pb.CancelProgramRequest, context: grpc.aio.ServicerContext
+        self, request: pb.CancelProgramRequest, context: Context
     ) -> pb.CancelProgramResponse:
         async with _typed(context):
             record = await self._service.cancel_program(current_tenant(), request.program_id)
             return pb.CancelProgramResponse(program=program_message(record))
 
-    async def GetProgram(
-        self, request: pb.GetProgramRequest, context: grpc.aio.ServicerContext
-    ) -> pb.GetProgramResponse:
+    async def GetProgram(self, request: pb.GetProgramRequest, context: Context) -> pb.GetProgramResponse:
         async with _typed(context):
             record = await self._service.get_program(current_tenant(), request.program_id)
             return pb.GetProgramResponse(program=program_message(record))
 
     async def ListPrograms(
-        self, request: pb.ListProgramsRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ListProgramsRequest, context: Context
     ) -> pb.ListProgramsResponse:
         async with _typed(context):
             records = await self._service.list_programs(current_tenant())
             return pb.ListProgramsResponse(programs=_messages(records))
 
-    async def WatchPrograms(
-        self, request: pb.WatchProgramsRequest, context: grpc.aio.ServicerContext
-    ) -> None:
+    async def WatchPrograms(self, request: pb.WatchProgramsRequest, context: Context) -> None:
         async with _typed(context):
             looks = self._service.watch_programs(current_tenant(), request.interval_s)
             async with aclosing(looks):
                 async for records in looks:
                     await context.write(pb.WatchProgramsResponse(programs=_messages(records)))
 
-    async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> None:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         async with _typed(context):
             call = call_request(request, context.time_remaining())
             async with aclosing(self._service.generate(current_tenant(), call)) as pieces:
                 async for piece in pieces:
                     await context.write(piece_message(piece))
 
-    async def CancelCall(
-        self, request: pb.CancelCallRequest, context: grpc.aio.ServicerContext
-    ) -> pb.CancelCallResponse:
+    async def CancelCall(self, request: pb.CancelCallRequest, context: Context) -> pb.CancelCallResponse:
         async with _typed(context):
             cancelled = await self._service.cancel_call(current_tenant(), request.call_id)
             return pb.CancelCallResponse(cancelled=cancelled)
@@ -111,7 +106,7 @@ def _messages(records: Sequence[scheduler_pb.ProgramRecord]) -> list[pb.Program]
 
 
 @asynccontextmanager
-async def _typed(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+async def _typed(context: Context) -> AsyncIterator[None]:
     """Ends the RPC with a typed error when its body fails. Cancellation passes through."""
     try:
         yield

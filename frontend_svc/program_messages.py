@@ -40,7 +40,7 @@ _OPTIONAL_SAMPLING = (
 
 def program_message(record: scheduler_pb.ProgramRecord) -> pb.Program:
     """A program as gRPC clients see it."""
-    message = pb.Program(state=pb.ProgramState.Value(scheduler_pb.ProgramState.Name(record.state)))
+    message = pb.Program(state=scheduler_pb.ProgramState.Name(record.state))  # the same names on both sides
     for name, (public, _) in PROGRAM_FIELDS.items():
         setattr(message, public, getattr(record, name))
     return message

@@ -18,7 +18,7 @@ Every method raises `Refused` and nothing else that a client could have caused.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -95,7 +95,7 @@ class ProgramService:
 
     def watch_programs(
         self, tenant: str, interval_s: float = 0.0
-    ) -> AsyncIterator[Sequence[pb.ProgramRecord]]:
+    ) -> AsyncGenerator[Sequence[pb.ProgramRecord], None]:
         """The same list, again whenever it changed, at most once in `interval_s` (0: every second)."""
         limits.check_interval_s(interval_s)
         return self._programs.watch_programs(tenant=tenant, interval_s=interval_s or WATCH_INTERVAL_S)
