@@ -1,0 +1,216 @@
+"""vLLM's view of the scheduler: an `EngineCoreClient` whose engine core is on the other side of a `SchedulerLink`.
+
+Theory of operation. AsyncLLM hands over one `EngineCoreRequest` a sample and pulls `EngineCoreOutputs`; both are
+translated call by call (`call_codec`) and named by vLLM's internal request id, which is the link's tag. Which program
+a request belongs to is asked of `call_sources`. A bounded queue lies between the link and AsyncLLM's output loop:
+while the loop is behind, the link reads nothing and the scheduler is held back.
+
+Failures never pass through that queue. vLLM ends the whole HTTP process when an engine core dies, and has no typed
+error for a single request; so a refused or lost call is reported at once to `fail_request`, by which
+`llm.ProgramLLM` raises an exception in the one generator that waits for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import structlog
+from vllm.tasks import SupportedTask
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine.core_client import EngineCoreClient
+
+from frontend_svc.call_codec import (
+    FINISH_REASONS,
+    logprobs_of,
+    prefill_stats,
+    scheduler_stats,
+    start_events,
+    submit_of,
+)
+from frontend_svc.call_context import CallContext, CallRegistry, CancelCause
+from frontend_svc.call_table import CallDelta, LiveCall, StepDelta
+from frontend_svc.errors import Refused, refusal
+from frontend_svc.request_scope import RequestScope, current_scope
+from frontend_svc.scheduler_link import SchedulerLink
+from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+
+OUTPUTS_QUEUED_MAX = 64
+"""Scheduler messages that may wait for AsyncLLM's output loop."""
+CANCEL_REASONS = {
+    CancelCause.CLIENT: pb.CANCEL_REASON_CLIENT,
+    CancelCause.DEADLINE: pb.CANCEL_REASON_DEADLINE,
+}
+
+log = structlog.get_logger(__name__)
+
+FailRequest = Callable[[str, pb.Refusal], None]
+"""(request id, why): ends one request of AsyncLLM with a typed error."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """One live engine-core request."""
+
+    call: LiveCall
+    context: CallContext
+    scope: RequestScope | None
+    prompt_tokens: int
+    started: tuple[pb.CallStarted, float] | None = None
+    """How it started and when we heard of it (monotonic); reported with the first token."""
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class GrpcEngineCoreClient(EngineCoreClient):
+    """The engine core of this frontend's AsyncLLM.
+
+    Args:
+        model: name under which calls are submitted.
+        calls: contexts of calls that did not come over HTTP.
+
+    `link` is attached afterwards, since the link wants its listener first.
+    """
+
+    def __init__(self, *, model: str, calls: CallRegistry) -> None:
+        self.resources = SimpleNamespace(engine_dead=False)
+        """AsyncLLM reads `engine_dead`; ours never is: a lost scheduler comes back."""
+        self.engine_ranks_managed = [0]
+        self.link: SchedulerLink
+        self.fail_request: FailRequest
+        self._model = model
+        self._contexts = calls
+        self._requests: dict[str, _Request] = {}
+        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue(OUTPUTS_QUEUED_MAX)
+
+    # ── what AsyncLLM calls ─────────────────────────────────────────────────────────────────────────
+
+    async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
+        """Text generation only."""
+        return ("generate",)
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Submit one sample of a request.
+
+        Raises:
+            Refused: at the door, or by the program it would belong to.
+        """
+        scope = None
+        context = self._contexts.get(request.external_req_id or request.request_id)
+        if context is None:
+            scope = current_scope.get()
+            if scope is None:
+                raise Refused(_ORPHAN)
+            context = await scope.next_call()
+        call = self.link.submit(submit_of(request, context, model=self._model), request.request_id)
+        prompt_tokens = len(request.prompt_token_ids or ())
+        self._requests[request.request_id] = _Request(call, context, scope, prompt_tokens)
+        log.debug("call_submitted", call_id=context.call_id, program_id=context.program_id,
+                  prompt_tokens=prompt_tokens, max_tokens=call.submit.max_tokens)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        """The outputs of the next scheduler message that has any. Never raises."""
+        return await self._outputs.get()
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """Requests that are complete by a stop string. Other causes come by `cancel`."""
+        self._drop(request_ids, lambda _: pb.CANCEL_REASON_STOP_STRING)
+
+    async def reset_mm_cache_async(self) -> None:
+        """There is no multi-modal cache."""
+
+    def dp_engines_running(self) -> bool:
+        """Data parallelism is the scheduler's."""
+        return False
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Nothing: the link is closed by whoever made it."""
+
+    # ── what ProgramLLM calls ───────────────────────────────────────────────────────────────────────
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        """Stop requests whose client has gone or whose deadline has passed; unknown ones are ignored."""
+        self._drop(request_ids, lambda context: CANCEL_REASONS[context.cancel_cause()])
+
+    def request_ids_of(self, call_id: str) -> list[str]:
+        """The live request with that call id, if there is one."""
+        return [rid for rid, request in self._requests.items() if request.context.call_id == call_id]
+
+    def _drop(self, request_ids: Sequence[str], reason: Callable[[CallContext], pb.CancelReason]) -> None:
+        for request_id in request_ids:
+            request = self._requests.pop(request_id, None)
+            if request is not None:
+                self.link.cancel([request.call], reason(request.context))
+
+    # ── what the link calls (CallListener) ──────────────────────────────────────────────────────────
+
+    async def on_step(self, step: StepDelta) -> None:
+        """Translate one scheduler message for AsyncLLM; waits while its queue is full."""
+        outputs = [output for delta in step.calls if (output := self._output(delta)) is not None]
+        if not outputs and step.status is None:
+            return
+        stats = scheduler_stats(step.status) if step.status is not None else None
+        await self._outputs.put(EngineCoreOutputs(outputs=outputs, scheduler_stats=stats))
+
+    def on_failed(self, call: LiveCall, why: pb.Refusal) -> None:
+        """A call was refused or lost."""
+        request = self._requests.pop(call.tag, None)
+        if request is None:
+            return
+        log.warning("call_failed", call_id=request.context.call_id, program_id=request.context.program_id,
+                    reason=why.reason, message=why.message)
+        if request.scope is not None:
+            request.scope.refuse(why)
+        self.fail_request(call.tag, why)
+
+    def _output(self, delta: CallDelta) -> EngineCoreOutput | None:
+        request = self._requests.get(delta.call.tag)
+        if request is None:
+            return None
+        if delta.started is not None:
+            request.started = (delta.started, time.monotonic())
+        if delta.finished is not None and delta.finished.reason not in FINISH_REASONS:
+            self.on_failed(delta.call, delta.finished.error)
+            return None
+        if not delta.token_ids and delta.finished is None:
+            return None
+        if request.scope is not None:
+            request.scope.answered = True
+        if delta.finished is not None:
+            del self._requests[delta.call.tag]
+            _log_end(request, delta.finished)
+        return _engine_output(delta, request)
+
+
+def _engine_output(delta: CallDelta, request: _Request) -> EngineCoreOutput:
+    sampled, prompt = logprobs_of(delta.payloads) if delta.payloads else (None, None)
+    output = EngineCoreOutput(
+        request_id=delta.call.tag, new_token_ids=delta.token_ids, new_logprobs=sampled,
+        new_prompt_logprobs_tensors=prompt,
+    )
+    if request.started is not None:
+        started, heard_at = request.started
+        output.prefill_stats = prefill_stats(request.prompt_tokens, started.cached_tokens)
+        output.events = start_events(started.queued_s, heard_at)
+        request.started = None
+    if delta.finished is not None:
+        output.finish_reason = FINISH_REASONS[delta.finished.reason]
+        if delta.finished.HasField("stop_token_id"):
+            output.stop_reason = delta.finished.stop_token_id
+    return output
+
+
+def _log_end(request: _Request, finished: pb.CallFinished) -> None:
+    """The one canonical line of a call."""
+    context, call = request.context, request.call
+    log.info(
+        "call_finished", call_id=context.call_id, program_id=context.program_id, tenant=context.tenant,
+        reason=str(FINISH_REASONS[finished.reason]), prompt_tokens=request.prompt_tokens,
+        tokens=len(call.token_ids), service_s=round(finished.service_s, 6),
+        waiting_s=round(finished.waiting_s, 6), preemptions=finished.preemptions,
+        duration_s=round(time.monotonic() - request.arrived, 6),
+    )
+
+
+_ORPHAN = refusal("PROGRAM_UNKNOWN", "the call came by a way that resolves no program")
+

@@ -1,0 +1,121 @@
+"""AsyncLLM on top of our scheduler: vLLM's tokenizer side as it is, with typed failures.
+
+What is overridden, and why:
+
+    check_admission    vLLM asks before it starts a streamed response: 503 while the scheduler is away
+    _add_request       vLLM leaks a request that its engine core refuses
+    abort              vLLM does not say why it aborts: a client that went away is not a stop string
+
+`CallRefused` derives from both of vLLM's exceptions that its routes know: the first decides the HTTP status before a
+response has started, the second becomes an error event inside a running stream.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.exceptions import GenerationError, GracefulHTTPError
+from vllm.v1.engine import async_llm
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.executor import Executor
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+from frontend_svc.engine_core_client import GrpcEngineCoreClient
+from frontend_svc.errors import Refused
+from frontend_svc.http_errors import http_status
+from frontend_svc.request_scope import current_scope
+from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+
+
+class CallRefused(GracefulHTTPError, GenerationError):
+    """A call that was refused or failed, as vLLM's routes understand it. `refusal` says why."""
+
+    def __init__(self, refusal: pb.Refusal) -> None:
+        status = http_status(refusal.reason)
+        GracefulHTTPError.__init__(self, f"{refusal.message} [{refusal.reason}]", HTTPStatus(status))
+        self.status_code = status
+        self.refusal = refusal
+
+
+class ProgramLLM(AsyncLLM):
+    """vLLM's asynchronous engine whose engine core is our scheduler.
+
+    Args:
+        vllm_config: of the served model; nothing in it causes weights to be loaded.
+        engine_core: the way to the scheduler.
+        unavailable: why nothing can be served just now, None when all is well.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, engine_core: GrpcEngineCoreClient, *,
+        unavailable: Callable[[], pb.Refusal | None],
+    ) -> None:
+        self._unavailable = unavailable
+        with _engine_core_is(engine_core):
+            super().__init__(
+                vllm_config, Executor, log_stats=False, log_requests=False,
+                stat_loggers=[PrometheusStatLogger],
+            )
+        engine_core.fail_request = self._fail_request
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Raises CallRefused while nothing can be served."""
+        if (why_not := self._unavailable()) is not None:
+            raise CallRefused(why_not)
+        super().check_admission(n, request_id)
+
+    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+        """End requests whose client does not want them any more."""
+        request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        self.engine_core.cancel(self.output_processor.abort_requests(request_ids, internal))
+
+    async def cancel_call(self, call_id: str) -> bool:
+        """End a live call as its client asked; its output ends with finish reason `abort`.
+
+        Returns: whether it was live.
+        """
+        request_ids = self.engine_core.request_ids_of(call_id)
+        await self.abort(request_ids, internal=True)
+        return bool(request_ids)
+
+    async def _add_request(self, request: Any, *args: Any) -> None:
+        try:
+            await super()._add_request(request, *args)
+        except Refused as error:
+            self.output_processor.abort_requests([request.request_id], internal=True)
+            raise _typed(error) from error
+
+    def _fail_request(self, request_id: str, why: pb.Refusal) -> None:
+        """Raise in the generator that waits for the request; its sibling samples are cancelled."""
+        state = self.output_processor.request_states.get(request_id)
+        if state is None:
+            return
+        state.queue.put(CallRefused(why))
+        root = state.parent_req.request_id if state.parent_req is not None else request_id
+        self.engine_core.cancel(self.output_processor.abort_requests([root], internal=True))
+
+
+def _typed(error: Refused) -> CallRefused:
+    """The exception for vLLM's routes; the request at hand remembers the refusal."""
+    scope = current_scope.get()
+    if scope is not None:
+        scope.refuse(error.refusal)
+    return CallRefused(error.refusal)
+
+
+@contextmanager
+def _engine_core_is(engine_core: EngineCoreClient) -> Iterator[None]:
+    """Let AsyncLLM's constructor find our client: it takes none as an argument and asks a module-level factory."""
+
+    class Factory(EngineCoreClient):
+        make_async_mp_client = staticmethod(lambda **_: engine_core)
+
+    original = async_llm.EngineCoreClient
+    async_llm.EngineCoreClient = Factory
+    try:
+        yield
+    finally:
+        async_llm.EngineCoreClient = original
