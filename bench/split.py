@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,15 @@ class Side:
 
 
 @contextmanager
-def vllm_server(model: Path, log: Path) -> Iterator[Side]:
+def vllm_server(
+    model: Path, log: Path, *, engine: Mapping[str, object] = ENGINE, eager: bool = True
+) -> Iterator[Side]:
     """vLLM's own OpenAI server."""
     port = free_port()
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
-    argv += ["--host", "127.0.0.1", "--served-model-name", "test", "--enforce-eager", "--enable-prefix-caching"]
-    argv += [word for key, value in ENGINE.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    argv += ["--host", "127.0.0.1", "--served-model-name", "test", "--enable-prefix-caching"]
+    argv += ["--enforce-eager"] if eager else []
+    argv += [word for key, value in engine.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     argv += ["--disable-uvicorn-access-log"]
     env = os.environ | SHARED_ENV | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as output:

@@ -1,0 +1,1 @@
+"""Checks that need a GPU: see README.md here. Nothing else in the project depends on them."""
