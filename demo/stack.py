@@ -1,0 +1,170 @@
+"""The three services as one local stack: what to start, and when it is ready.
+
+Each service gets its settings as flags, so `ps` shows what runs; the peer token, random at every start, goes
+through the environment. Settings that are not set here can be given by the services' own environment
+variables, e.g. `AUTELLIX_EXECUTOR_MAX_NUM_SEQS=64 make up`.
+"""
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from demo.models import LocalModel
+from demo.process_runner import ProcessRunner, ProcessSpec
+from demo.readiness import Condition, executors_attached, grpc_serving, http_healthy
+
+HOST = "127.0.0.1"
+SCHEDULER, FRONTEND = "scheduler", "frontend"
+DRAIN_S = 20
+POLL_S = 0.25
+TELL_EVERY_S = 5.0
+
+Say = Callable[[str], None]
+
+
+class StackFailed(Exception):
+    """A service ended, or did not become ready; the message carries its last log lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackPorts:
+    """Where the stack listens, on the loopback interface."""
+
+    http: int = 8000
+    grpc: int = 50050
+    scheduler: int = 50051
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    """What to run."""
+
+    model: LocalModel
+    policy: str = "plas"
+    executors: int = 1
+    ports: StackPorts = StackPorts()
+    max_num_seqs: int | None = None
+    """Rows of a batch; None: the executor's default."""
+    ready_s_max: float = 600.0
+    """Seconds that loading the model may take, a download included."""
+
+
+class Stack:
+    """The processes of one stack. The constructor starts nothing."""
+
+    def __init__(self, options: StackOptions, home: Path, say: Say) -> None:
+        self.options = options
+        self.runner = ProcessRunner(home)
+        self._say = say
+        self._token = secrets.token_urlsafe(32)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the HTTP API, without `/v1`."""
+        return f"http://{HOST}:{self.options.ports.http}"
+
+    async def start(self) -> None:
+        """Starts all services and waits until they serve. Raises: StackFailed, RunnerFailed."""
+        tokens = {
+            f"AUTELLIX_{name}_PEER_TOKEN": self._token for name in ("SCHEDULER", "EXECUTOR", "FRONTEND")
+        }
+        self.runner.start(service_specs(self.options), tokens)
+        await self._ready()
+
+    async def change_policy(self, policy: str) -> None:
+        """Restarts the scheduler under another policy; executors and frontend connect again by themselves."""
+        self.options = replace(self.options, policy=policy)
+        await asyncio.to_thread(self.runner.replace, service_specs(self.options), SCHEDULER)
+        await self._ready()
+
+    def stop(self) -> bool:
+        """Stops all services, blocking until they have ended. Returns: False when nothing was running."""
+        return self.runner.stop()
+
+    async def _ready(self) -> None:
+        options, ports = self.options, self.options.ports
+        scheduler = f"{HOST}:{ports.scheduler}"
+        await self._wait("the scheduler", grpc_serving(scheduler))
+        loading = f"{options.executors} executor(s), loading {options.model.name}"
+        await self._wait(loading, executors_attached(scheduler, self._token, options.executors))
+        await self._wait(f"the HTTP API on port {ports.http}", http_healthy(self.url))
+        await self._wait(f"the public gRPC API on port {ports.grpc}", grpc_serving(f"{HOST}:{ports.grpc}"))
+
+    async def _wait(self, what: str, condition: Condition) -> None:
+        begun = told = time.monotonic()
+        while not await condition():
+            self.require_alive()
+            now = time.monotonic()
+            if now - begun > self.options.ready_s_max:
+                raise StackFailed(
+                    f"{what}: not ready after {now - begun:.0f} s; logs in {self.runner.home}/logs"
+                )
+            if now - told >= TELL_EVERY_S:
+                self._say(f"waiting for {what} ... {now - begun:.0f} s")
+                told = now
+            await asyncio.sleep(POLL_S)
+        self._say(f"ready: {what} ({time.monotonic() - begun:.1f} s)")
+
+    def require_alive(self) -> None:
+        """Raises StackFailed with the last log lines when a service has ended."""
+        for status in self.runner.statuses():
+            if not status.alive:
+                code = "" if status.exit_code is None else f" with exit code {status.exit_code}"
+                tail = self.runner.log_tail(status.name)
+                raise StackFailed(f"{status.name} ended{code}. Its last lines:\n{tail}")
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def service_specs(options: StackOptions) -> list[ProcessSpec]:
+    """The processes of a stack, in the order of their start."""
+    executors = [
+        _service(f"executor-{number}", "executor_svc", _executor_flags(options, number))
+        for number in range(1, options.executors + 1)
+    ]
+    return [
+        _service(SCHEDULER, "scheduler_svc", _scheduler_flags(options)),
+        *executors,
+        _service(FRONTEND, "frontend_svc", _frontend_flags(options)),
+    ]
+
+
+def _service(name: str, module: str, flags: dict[str, object]) -> ProcessSpec:
+    pairs = (text for flag, value in flags.items() for text in (f"--{flag}", str(value)))
+    argv = (sys.executable, "-m", module, *pairs, "--drain-s", str(DRAIN_S))
+    return ProcessSpec(name=name, argv=argv, stop_wait_s=DRAIN_S + 10)
+
+
+def _scheduler_flags(options: StackOptions) -> dict[str, object]:
+    return {"host": HOST, "port": options.ports.scheduler, "policy": options.policy}
+
+
+def _executor_flags(options: StackOptions, number: int) -> dict[str, object]:
+    flags: dict[str, object] = {
+        "scheduler": f"{HOST}:{options.ports.scheduler}",
+        "executor-id": f"executor-{number}",
+        "model": options.model.path,
+        "served-model-name": options.model.name,
+        "dtype": options.model.dtype,
+        "health-port": 0,
+        "metrics-port": 0,
+    }
+    if options.max_num_seqs is not None:
+        flags["max-num-seqs"] = options.max_num_seqs
+    return flags
+
+
+def _frontend_flags(options: StackOptions) -> dict[str, object]:
+    return {
+        "host": HOST,
+        "port": options.ports.http,
+        "grpc-port": options.ports.grpc,
+        "scheduler": f"{HOST}:{options.ports.scheduler}",
+        "model": options.model.path,
+        "served-model-name": options.model.name,
+    }
