@@ -1,13 +1,14 @@
 """How long a step of the simulated executor takes.
 
-Theory of operation: a step reads the weights once (a constant), then pays for each decode row, for the context
-its attention reads, and for prefill tokens, whose attention grows with the square of the prompt. Chunks of one
-prompt add up to the whole: a chunk of n tokens after p pays the square term of p + n less that of p. A mixed step
-pays the larger of both constants once (an assumption: the tables measured pure steps only).
+Theory of operation: a step reads the weights once (a constant), then pays for each decode row, for the
+context its attention reads, and for prefill tokens, whose attention grows with the square of the prompt.
+Chunks of one prompt add up to the whole: a chunk of n tokens after p pays the square term of p + n less
+that of p. A mixed step pays the larger of both constants once (an assumption: the tables measured pure
+steps only).
 
 The two presets are fits to sums of kernel times measured on one GPU with LLaMA-3.1-8B in bf16
-(aiconfigurator-core 0.12.0 tables, Apache-2.0: vLLM 0.24.0 on H100-SXM, vLLM 0.14.0 on A100-SXM); prefill is good
-to +-25 %. Framework overhead is not in them: `overhead_s` adds it where wanted.
+(aiconfigurator-core 0.12.0 tables, Apache-2.0: vLLM 0.24.0 on H100-SXM, vLLM 0.14.0 on A100-SXM); prefill
+is good to +-25 %. Framework overhead is not in them: `overhead_s` adds it where wanted.
 """
 
 import re
@@ -102,6 +103,4 @@ def step_cost(name: str, *, overhead_s: float = 0.0) -> StepCost:
             f"unknown cost model {name!r}: use {', '.join(PRESETS)} or fixed:<number>us|ms|s (fixed:10ms)"
         )
     fixed_s = float(match[1]) * _UNITS_S[match[2]]
-    return replace(
-        PRESETS["zero"], decode_step_s=fixed_s, prefill_step_s=fixed_s, overhead_s=overhead_s
-    )
+    return replace(PRESETS["zero"], decode_step_s=fixed_s, prefill_step_s=fixed_s, overhead_s=overhead_s)

@@ -1,13 +1,13 @@
 """What the blocks of the simulated executor hold, to the slot.
 
-Theory of operation: the KV of a position depends on all tokens up to it, so a slot's content is named by the hash
-of that prefix. A block keeps the hashes of its filled slots, in order; writing a slot drops those behind it.
-A slot may be written only when the slot before it holds the prefix that it continues, and only while no other row
-of the batch uses the block. Hence: a block whose k-th slot holds a prefix's hash holds all k of them, and one
-comparison a block proves a claim of computed tokens.
+Theory of operation: the KV of a position depends on all tokens up to it, so a slot's content is named by
+the hash of that prefix. A block keeps the hashes of its filled slots, in order; writing a slot drops those
+behind it. A slot may be written only when the slot before it holds the prefix that it continues, and only
+while no other row of the batch uses the block. Hence: a block whose k-th slot holds a prefix's hash holds
+all k of them, and one comparison a block proves a claim of computed tokens.
 
-Blocks are counted as used by the rows of the current batch alone: a paused call's blocks may be given away without
-a word; what is left in them is checked when the call joins again.
+Blocks are counted as used by the rows of the current batch alone: a paused call's blocks may be given away
+without a word; what is left in them is checked when the call joins again.
 """
 
 from collections import Counter
@@ -56,7 +56,8 @@ class BlockLedger:
     def write(self, table: Sequence[int], hashes: Sequence[int], start: int, end: int) -> None:
         """Computes the KV of positions [start, end) into the table's blocks.
 
-        Raises: PlanViolation when the table is too short, another row uses a block, or what comes before is missing.
+        Raises: PlanViolation when the table is too short, another row uses a block, or what comes before is
+        missing.
         """
         if end > len(table) * self.block_size:
             raise PlanViolation(f"positions up to {end - 1} do not fit into {len(table)} blocks")

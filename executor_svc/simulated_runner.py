@@ -1,11 +1,11 @@
-"""A runner without a model: obeys plans to the letter, takes the time a real device would, makes up the tokens.
+"""A runner without a model: obeys plans to the letter, takes a real device's time, makes up the tokens.
 
-Theory of operation: for tests and benches of everything but the model. A step (1) lets rows leave and calls be
-released, (2) copies swapped blocks, (3) lets rows join and grow, (4) computes each row's tokens into its blocks,
-(5) samples for rows whose tokens are now all computed, and (6) waits until the cost model's time has passed since
-it began, so that bookkeeping is not added to it. Every contradiction between a plan and what calls and blocks
-really hold is a `PlanViolation`: a scheduler that passes here would not corrupt a real KV cache.
-After a violation the state is undefined until `reset`.
+Theory of operation: for tests and benches of everything but the model. A step (1) lets rows leave and calls
+be released, (2) copies swapped blocks, (3) lets rows join and grow, (4) computes each row's tokens into its
+blocks, (5) samples for rows whose tokens are now all computed, and (6) waits until the cost model's time
+has passed since it began, so that bookkeeping is not added to it. Every contradiction between a plan and
+what calls and blocks really hold is a `PlanViolation`: a scheduler that passes here would not corrupt a
+real KV cache. After a violation the state is undefined until `reset`.
 """
 
 import time
@@ -226,7 +226,9 @@ class SimulatedRunner:
             if computed >= len(call.hashes):
                 raise PlanViolation(f"row {row}: {computed} tokens computed, the call has {len(call.hashes)}")
             if computed > len(call.table) * self._config.block_size:
-                raise PlanViolation(f"row {row}: {computed} computed tokens exceed its {len(call.table)} blocks")
+                raise PlanViolation(
+                    f"row {row}: {computed} computed tokens exceed its {len(call.table)} blocks"
+                )
             self._kv.check_holds(call.table, call.hashes, computed)
             call.computed = computed
         self._batch = tuple(plan.handles)

@@ -1,7 +1,7 @@
-"""The "model" of the simulated executor: the next token is a function of all tokens before it, and of nothing else.
+"""The "model" of the simulated executor: the next token is a function of all tokens before it alone.
 
-So a call yields the same tokens wherever and however often it is preempted, moved or computed again, and a test
-knows them in advance: `TokenRule.generate`.
+So a call yields the same tokens wherever and however often it is preempted, moved or computed again, and a
+test knows them in advance: `TokenRule.generate`.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class TokenRule:
         return self.first_token if token != self.first_token else self.first_token + 1
 
     def generate(self, prompt_token_ids: Sequence[int], count: int) -> list[int]:
-        """The first `count` tokens after a prompt; ends early, with the end-of-sequence token, where that comes."""
+        """The first `count` tokens after a prompt; fewer when the end-of-sequence token ends them."""
         hashes: list[int] = []
         extend_prefix(hashes, prompt_token_ids)
         tokens: list[int] = []

@@ -1,9 +1,9 @@
 """executor/v1 messages <-> what runners understand.
 
-Theory of operation: a decoder checks everything that can be checked from the message alone (columns of equal
-length, ascending rows, ids in range, no row twice), so that runners meet well-formed plans only and check no more
-than what depends on their state. Whatever is wrong raises `PlanViolation`; nothing is repaired or guessed.
-One KV group; its block lists become the plan's `blocks`.
+Theory of operation: a decoder checks everything that can be checked from the message alone (columns of
+equal length, ascending rows, ids in range, no row twice), so that runners meet well-formed plans only and
+check no more than what depends on their state. Whatever is wrong raises `PlanViolation`; nothing is
+repaired or guessed. One KV group; its block lists become the plan's `blocks`.
 """
 
 from collections.abc import Sequence

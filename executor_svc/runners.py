@@ -1,0 +1,155 @@
+"""Makes the runner that the settings ask for; vllm is imported only when it is vLLM's.
+
+Runs on the step lane: GPUs are claimed and the environment is set before anything imports torch.
+"""
+
+import hashlib
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from executor_svc.cost_model import step_cost
+from executor_svc.device_claim import Device, DeviceClaim, claim_devices, visible_devices
+from executor_svc.runner import Runner
+from executor_svc.settings import ExecutorSettings
+from executor_svc.simulated_runner import SimulatedConfig, SimulatedRunner
+from executor_svc.simulated_tokens import TokenRule
+from svc_runtime.fingerprint import model_fingerprint, tokenizer_fingerprint
+from svc_runtime.lifecycle import ExitCode, StartupError
+
+if TYPE_CHECKING:
+    from executor_svc.vllm_runner.config import VllmRunnerConfig
+
+log = structlog.get_logger("autellix.runners")
+
+SIMULATED_DEFAULTS = {"max_model_len": 131072, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
+SIMULATED_BLOCK_SIZE = 16
+SIMULATED_NUM_BLOCKS = 24576
+"""48 GiB of LLaMA-3.1-8B KV: about what an 80 GB GPU has left beside the weights."""
+
+
+def make_runner(settings: ExecutorSettings) -> Runner:
+    """The runner of `settings.runner`.
+
+    Raises: StartupError when the model is missing or unsupported, or no GPU is free.
+    """
+    if settings.runner == "simulated":
+        return make_simulated(settings)
+    return make_vllm(settings)
+
+
+# ── simulated ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_simulated(settings: ExecutorSettings) -> SimulatedRunner:
+    """A runner without a model."""
+    config = simulated_config(settings)
+    log.warning("SIMULATED", detail="no model runs here: tokens are made up", cost=config.cost_name)
+    return SimulatedRunner(config)
+
+
+def simulated_config(settings: ExecutorSettings) -> SimulatedConfig:
+    """What the settings say of a simulated device. A model directory lends its fingerprints."""
+    directory = Path(settings.model)
+    known = directory.is_dir()
+    name_hash = hashlib.sha256(settings.model.encode()).hexdigest()
+    return SimulatedConfig(
+        model=settings.served_model_name or settings.model,
+        model_fingerprint=model_fingerprint(directory) if known else f"simulated:{name_hash}",
+        tokenizer_fingerprint=tokenizer_fingerprint(directory) if known else f"simulated:{name_hash}",
+        cost_name=settings.simulated_cost,
+        cost=step_cost(settings.simulated_cost, overhead_s=settings.simulated_overhead_ms / 1e3),
+        tokens=TokenRule(
+            vocab_size=settings.simulated_vocab_size,
+            first_token=settings.simulated_first_token,
+            eos_token_id=settings.simulated_eos_token_id,
+            eos_every=settings.simulated_eos_every,
+        ),
+        block_size=settings.block_size or SIMULATED_BLOCK_SIZE,
+        num_blocks=settings.num_gpu_blocks_override or SIMULATED_NUM_BLOCKS,
+        host_blocks=settings.host_blocks,
+        max_num_seqs=settings.max_num_seqs or SIMULATED_DEFAULTS["max_num_seqs"],
+        max_num_batched_tokens=settings.max_num_batched_tokens
+        or SIMULATED_DEFAULTS["max_num_batched_tokens"],
+        max_model_len=settings.max_model_len or SIMULATED_DEFAULTS["max_model_len"],
+        max_plans_in_flight=settings.max_plans_in_flight,
+        structured_output_backend=settings.structured_output_backend,
+        reasoning_parser=settings.reasoning_parser,
+    )
+
+
+# ── vLLM ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_vllm(settings: ExecutorSettings, devices: Callable[[], list[Device]] = visible_devices) -> Runner:
+    """vLLM's model runner on claimed GPUs, or on the CPU where there is none.
+
+    Raises: StartupError.
+    """
+    from executor_svc.vllm_runner import make_runner as load
+    from executor_svc.vllm_runner.config import ModelMissing, UnsupportedModel
+
+    config = vllm_config(settings)
+    claim = claim_gpus(settings, devices())
+    try:
+        runner = load(config)
+    except ModelMissing as error:
+        raise StartupError(
+            f"{error}: pass --model a directory in the Hugging Face layout, or an id that can be downloaded",
+            ExitCode.MODEL_MISSING,
+        ) from error
+    except UnsupportedModel as error:
+        raise StartupError(f"this model cannot be served: {error}", ExitCode.REFUSED) from error
+    if claim is not None:
+        weakref.finalize(runner, claim.release)  # keeps the locks for as long as the runner lives
+    return runner
+
+
+def claim_gpus(settings: ExecutorSettings, devices: list[Device]) -> DeviceClaim | None:
+    """Takes GPUs for this process and hides the others from it. None where there are no GPUs.
+
+    Mutates os.environ. Raises: StartupError when too few are free.
+    """
+    if not devices:
+        return None
+    claim = claim_devices(
+        devices,
+        count=settings.tensor_parallel_size,
+        share=settings.gpu_share,
+        directory=settings.device_lock_dir,
+        holder=settings.executor_id,
+    )
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = claim.visible_devices
+    log.info("gpus_claimed", devices=claim.visible_devices, share=claim.share)
+    return claim
+
+
+def vllm_config(settings: ExecutorSettings) -> "VllmRunnerConfig":
+    """The runner's part of the settings."""
+    from executor_svc.vllm_runner.config import VllmRunnerConfig
+
+    return VllmRunnerConfig(
+        model=settings.model,
+        served_model_name=settings.served_model_name,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        block_size=settings.block_size,
+        num_gpu_blocks_override=settings.num_gpu_blocks_override,
+        kv_cache_gib=settings.kv_cache_gib,
+        gpu_memory_utilization=settings.gpu_memory_utilization or settings.gpu_share,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        enforce_eager=settings.enforce_eager,
+        load_format=settings.load_format,
+        structured_output_backend=settings.structured_output_backend,
+        reasoning_parser=settings.reasoning_parser,
+        seed=settings.seed,
+        host_blocks=settings.host_blocks,
+        max_plans_in_flight=settings.max_plans_in_flight,
+    )
