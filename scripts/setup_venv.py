@@ -1,8 +1,9 @@
 """Installs exactly what a lock names into a virtual environment; standard library only.
 
-Run by `make setup` with the Python that the environment shall have. Installs with `--no-deps`: the lock names
-everything, and what it leaves out stays out (vLLM's CPU build would pull CUDA builds of torchvision, torchaudio
-and torchcodec, with which it cannot import its own models). A second run with nothing changed ends at once.
+Run by `make setup` with the Python that the environment shall have. Installs with `--no-deps`: the lock
+names everything, and what it leaves out stays out (vLLM's CPU build would pull CUDA builds of torchvision,
+torchaudio and torchcodec, with which it cannot import its own models). A second run with nothing changed
+ends at once.
 """
 
 import argparse
@@ -16,9 +17,7 @@ from pathlib import Path
 
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 STAMP = "installed.sha256"
-FIND_UNWANTED = (
-    "import importlib.util as u; print(*[m for m in {names!r} if u.find_spec(m)])"
-)
+FIND_UNWANTED = "import importlib.util as u; print(*[m for m in {names!r} if u.find_spec(m)])"
 TORCH_HINT = """\
 setup: pip finds no CPU build of torch for this Python.
   wanted: {torch}, Python {python}
@@ -115,7 +114,7 @@ def _install_torch(python: Path, torch: str) -> None:
 
 def _pip_counted(python: Path, requirements: Sequence[str]) -> None:
     """Runs pip and shows how far it has come, one line on a terminal, every 40 packages elsewhere."""
-    command = [python, "-m", "pip", "install", "--no-deps", "--progress-bar=off", *requirements]
+    command = [str(python), "-m", "pip", "install", "--no-deps", "--progress-bar=off", *requirements]
     tail: list[str] = []
     seen = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
@@ -144,7 +143,8 @@ def _check(python: Path) -> None:
     present = _ask(python, FIND_UNWANTED.format(names=UNWANTED))
     if present:
         raise SetupError(
-            f"setup: {present} must not be installed beside vLLM's CPU build: {python} -m pip uninstall {present}"
+            f"setup: {present} must not be installed beside vLLM's CPU build:\n"
+            f"  {python} -m pip uninstall {present}"
         )
     cuda = _ask(python, "import torch; print(torch.version.cuda)")
     if cuda != "None":

@@ -2,14 +2,14 @@
 
 A server brings health, reflection and, when it has a peer token, an interceptor that refuses peers without it
 (health stays open: probes carry no token). A channel to such a server adds the token to every call.
-Columns travel in messages of at most 64 MiB; keepalive finds a peer that has vanished within about 15 s; ports
-are never shared silently (`so_reuseport` is 0).
+Columns travel in messages of at most 64 MiB; keepalive finds a peer that has vanished within about 15 s;
+ports are never shared silently (`so_reuseport` is 0).
 """
 
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -121,9 +121,9 @@ class PeerTokenGuard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> grpc.RpcMethodHandler | None:
         handler = await continuation(handler_call_details)
         if handler is None or self._admits(handler_call_details):
             return handler
@@ -185,7 +185,7 @@ class _PeerChannel(grpc.aio.Channel):
 
         return call
 
-    async def __aenter__(self) -> grpc.aio.Channel:
+    async def __aenter__(self) -> Self:
         await self._channel.__aenter__()
         return self
 

@@ -62,9 +62,11 @@ def run_service(service: str, main: Main) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_stopped(service, main))
     except StartupError as error:
-        log.error("service_cannot_run", service=service, problem=error.message, exit_code=int(error.exit_code))
+        log.error(
+            "service_cannot_run", service=service, problem=error.message, exit_code=int(error.exit_code)
+        )
         return int(error.exit_code)
-    except Exception:
+    except Exception:  # the last line of defence: logged, turned into an exit code
         log.exception("service_failed", service=service)
         return ExitCode.FAILED
     log.info("service_stopped", service=service)

@@ -1,8 +1,8 @@
 """Logs: one line an event, the event constant, everything else as keys.
 
 `log.info("call_dispatched", program_id=..., level=...)`. A terminal gets coloured lines, anything else JSON.
-The standard library's loggers (grpc, asyncio, uvicorn, vllm) go through the same renderer. Values of keys that
-hold secrets, and bearer tokens inside any string, never reach the output.
+The standard library's loggers (grpc, asyncio, uvicorn, vllm) go through the same renderer. Values of keys
+that hold secrets, and bearer tokens inside any string, never reach the output.
 """
 
 import logging
@@ -59,6 +59,7 @@ def _shared_processors(service: str) -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.PositionalArgumentsFormatter(),
+        _free_level,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -93,6 +94,13 @@ def _naming(service: str) -> Processor:
     return add_service
 
 
+def _free_level(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A queue level is logged as `queue_level`: `level` is the severity of the line."""
+    if "level" in event:
+        event["queue_level"] = event.pop("level")
+    return event
+
+
 def redact_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """Replaces secrets in an event, in nested mappings and lists too; a structlog processor."""
     return {key: _redacted(key, value) for key, value in event.items()}
@@ -108,4 +116,3 @@ def _redacted(key: object, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_redacted("", item) for item in value]
     return value
-

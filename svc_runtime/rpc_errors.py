@@ -1,18 +1,20 @@
 """Typed errors on the wire: google.rpc.Status with ErrorInfo, BadRequest details and RetryInfo.
 
-Every refusal has a stable reason; one table says which gRPC status and HTTP code it becomes. The field, the
-limit and the value that broke it travel as ErrorInfo metadata, so that a client in any language can read them.
+Every refusal has a stable reason; one table says which gRPC status and HTTP code it becomes. The field,
+the limit and the value that broke it travel as ErrorInfo metadata: a client in any language can read them.
 
     server:  await abort(context, None, "PROMPT_TOO_LONG", "...", field="prompt", limit="2048", value="3000")
     client:  except grpc.RpcError as error: failure = parse_error(error)
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
@@ -122,13 +124,7 @@ def parse_error(error: grpc.RpcError) -> RpcFailure:
     """Reads an error back, ours or anyone's; never raises for what a server may send."""
     code = error.code() or StatusCode.UNKNOWN
     message = error.details() or ""
-    info, retry_after_s = error_details_pb2.ErrorInfo(), None
-    for detail in _details(error):
-        retry = error_details_pb2.RetryInfo()
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) and detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    info, retry_after_s = _details(error)
     return RpcFailure(
         code=code,
         reason=info.reason if info.domain == DOMAIN else "",
@@ -140,14 +136,19 @@ def parse_error(error: grpc.RpcError) -> RpcFailure:
     )
 
 
-def _details(error: grpc.RpcError) -> list[any_pb2.Any]:
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY:
-            try:
-                return list(status_pb2.Status.FromString(value).details)
-            except ValueError:  # protobuf's DecodeError: not a google.rpc.Status
-                return []
-    return []
+def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, float | None]:
+    """ErrorInfo and seconds to wait; empty for whatever is not a google.rpc.Status with such details."""
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    retry_after_s = None
+    trailers = dict(cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ()))
+    try:
+        for detail in status_pb2.Status.FromString(trailers.get(DETAILS_KEY, b"")).details:
+            detail.Unpack(info)  # unpacks only its own type
+            if detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    except DecodeError:
+        return error_details_pb2.ErrorInfo(), None
+    return info, retry_after_s
 
 
 def _packed(message: Any) -> any_pb2.Any:

@@ -1,8 +1,8 @@
 """Settings of a service: flags over environment over defaults, all with bounds, nothing unknown accepted.
 
-A subclass names its prefix, `model_config = SettingsConfigDict(env_prefix="AUTELLIX_SCHEDULER_")`, and its fields
-with `Field(description=..., ge=..., le=...)`; field `idle_timeout_s` is then the flag `--idle-timeout-s` and the
-variable `AUTELLIX_SCHEDULER_IDLE_TIMEOUT_S`. A variable with the prefix that names no field is refused like a flag.
+A subclass names its prefix, `model_config = SettingsConfigDict(env_prefix="AUTELLIX_SCHEDULER_")`, and its
+fields with `Field(description=..., ge=..., le=...)`; field `idle_timeout_s` is then `--idle-timeout-s` and
+`AUTELLIX_SCHEDULER_IDLE_TIMEOUT_S`. A variable with the prefix that names no field is refused like a flag.
 """
 
 import os

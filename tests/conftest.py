@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector):  # noqa: ANN201 - pytest's own type is private
+def pytest_make_collect_report(collector: pytest.Collector):
     report = yield
     if isinstance(collector, pytest.Module) and report.passed and not report.result:
         collector.config.stash[_empty_modules].append(collector.nodeid)

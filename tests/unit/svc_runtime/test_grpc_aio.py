@@ -1,0 +1,166 @@
+"""Servers and channels: ports, health, reflection, the peer token, all over real sockets."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.protobuf import empty_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from svc_runtime import healthcheck
+from svc_runtime.grpc_aio import GrpcServer, open_channel
+from svc_runtime.lifecycle import ExitCode, PortTaken
+from svc_runtime.rpc_errors import abort, parse_error
+
+SERVICE = "autellix.probe.v1.ProbeService"
+KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+Empty = empty_pb2.Empty
+CODEC = (Empty.FromString, Empty.SerializeToString)
+
+
+async def _answer(_request, _context):
+    return Empty()
+
+
+async def _answers(_request, _context):
+    yield Empty()
+
+
+async def _aborts(_request, context):
+    await abort(context, None, "QUEUE_FULL", "full", limit="8", retry_after_s=1.5)
+
+
+def register_probe(server):
+    """One method of each kind, named like the kind, and one that refuses."""
+    handlers = {
+        kind: getattr(grpc, f"{kind}_rpc_method_handler")(
+            _answers if kind.endswith("stream") else _answer, *CODEC
+        )
+        for kind in KINDS
+    }
+    handlers["refuse"] = grpc.unary_unary_rpc_method_handler(_aborts, *CODEC)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+@pytest.fixture
+async def start():
+    servers = []
+
+    async def starting(**changes):
+        wanted = {"host": "127.0.0.1", "port": 0, "register": register_probe, "service_names": [SERVICE]}
+        server = GrpcServer(**(wanted | changes))
+        port = await server.start()
+        servers.append(server)
+        return server, f"127.0.0.1:{port}"
+
+    yield starting
+    for server in servers:
+        await server.stop(0)
+
+
+async def call(channel, method, kind="unary_unary"):
+    multicallable = getattr(channel, kind)(
+        f"/{SERVICE}/{method}",
+        request_serializer=Empty.SerializeToString,
+        response_deserializer=Empty.FromString,
+    )
+    request = iter([Empty()]) if kind.startswith("stream") else Empty()
+    if kind.endswith("stream"):
+        return [answer async for answer in multicallable(request, timeout=10)]
+    return await multicallable(request, timeout=10)
+
+
+async def health_of(channel, service=SERVICE):
+    request = health_pb2.HealthCheckRequest(service=service)
+    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+async def test_a_taken_port_is_an_error_with_its_own_exit_code(start):
+    _, address = await start()
+    host, port = address.split(":")
+    with pytest.raises(PortTaken, match=address) as error:
+        await start(host=host, port=int(port))
+    assert error.value.exit_code == ExitCode.PORT_TAKEN
+
+
+async def test_health_follows_what_the_service_says(start):
+    server, address = await start()
+    async with open_channel(address) as channel:
+        assert await health_of(channel) == "NOT_SERVING"
+        await server.set_serving(True)
+        assert await health_of(channel) == await health_of(channel, "") == "SERVING"
+        await server.set_serving(False)
+        assert await health_of(channel) == "NOT_SERVING"
+
+
+async def test_stopping_tells_watchers_before_it_hangs_up(start):
+    server, address = await start()
+    await server.set_serving(True)
+    async with open_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        statuses = [(await watch.read()).status]
+        stopping = asyncio.create_task(server.stop(5))
+        statuses.append((await watch.read()).status)
+        watch.cancel()
+        await stopping
+    assert statuses == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+async def test_reflection_lists_the_service(start):
+    _, address = await start()
+    async with open_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        [answer] = [answer async for answer in stub.ServerReflectionInfo(iter([request]))]
+    assert SERVICE in [service.name for service in answer.list_services_response.service]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("token", [None, "wrong", "the token "])
+async def test_without_the_peer_token_every_kind_of_call_is_refused(start, kind, token):
+    _, address = await start(peer_token="the token")
+    async with open_channel(address, peer_token=token) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            await call(channel, kind, kind)
+    assert parse_error(error.value).reason == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_with_the_peer_token_every_kind_of_call_passes(start, kind):
+    _, address = await start(peer_token="the token")
+    async with open_channel(address, peer_token="the token") as channel:
+        assert await call(channel, kind, kind) in (Empty(), [Empty()])
+
+
+async def test_probes_need_no_token(start):
+    server, address = await start(peer_token="the token")
+    await server.set_serving(True)
+    async with open_channel(address) as channel:
+        assert await health_of(channel) == "SERVING"
+
+
+async def test_a_refusal_arrives_with_its_details(start):
+    _, address = await start()
+    async with open_channel(address) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            await call(channel, "refuse")
+    failure = parse_error(error.value)
+    assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert (failure.message, failure.limit, failure.retry_after_s) == ("full", "8", 1.5)
+
+
+async def test_the_health_check_command_tells_serving_from_not(start, capsys):
+    server, address = await start()
+    assert await asyncio.to_thread(healthcheck.main, [address]) == ExitCode.FAILED
+    await server.set_serving(True)
+    assert await asyncio.to_thread(healthcheck.main, [address, SERVICE]) == ExitCode.OK
+    await server.stop(0)
+    assert await asyncio.to_thread(healthcheck.main, [address]) == ExitCode.FAILED
+    assert capsys.readouterr().out.split() == ["NOT_SERVING", "SERVING", "UNAVAILABLE"]
+
+
+def test_the_health_check_command_wants_an_address(capsys):
+    assert healthcheck.main([]) == ExitCode.USAGE
+    assert "HOST:PORT" in capsys.readouterr().err
