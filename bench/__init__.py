@@ -1,1 +1,4 @@
-"""Benchmarks: what the system costs and gains, measured on one machine in one run. Results go to bench/results/."""
+"""Benchmarks: what the system costs and gains, both sides on one machine in one run.
+
+Results go to bench/results/.
+"""

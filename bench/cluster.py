@@ -1,8 +1,8 @@
 """The three services as real processes on loopback TCP, for integration tests and benches.
 
 A `Cluster` owns its processes: `with Cluster(...) as cluster:` starts scheduler, executors and (unless told
-otherwise) a frontend, waits for each to be ready by its gRPC health service, and stops them all at the end. Logs go to
-files under `directory`; when a service dies early the end of its log is part of the error.
+otherwise) a frontend, waits for each to be ready by its gRPC health service, and stops them all at the end.
+Logs go to files under `directory`; when a service dies early the end of its log is part of the error.
 """
 
 import os
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -109,8 +110,8 @@ class Cluster:
 
     `scheduler`, `executor` and `frontend` are settings without their environment prefix, e.g.
     ``executor={"max_num_seqs": 8}`` becomes ``AUTELLIX_EXECUTOR_MAX_NUM_SEQS=8``.
-    `scheduler_module` and `executor_module` are what `python -m` runs: tests that break something on purpose name
-    a module of their own here.
+    `scheduler_module` and `executor_module` are what `python -m` runs: tests that break something on purpose
+    name a module of their own here.
     """
 
     def __init__(
@@ -137,7 +138,11 @@ class Cluster:
             "EXECUTOR": dict(executor or {}),
             "FRONTEND": dict(frontend or {}),
         }
-        self._modules = {"SCHEDULER": scheduler_module, "EXECUTOR": executor_module, "FRONTEND": "frontend_svc"}
+        self._modules = {
+            "SCHEDULER": scheduler_module,
+            "EXECUTOR": executor_module,
+            "FRONTEND": "frontend_svc",
+        }
         self._executor_count = executors
         self._with_frontend = with_frontend
         self._executor_health: list[int] = []
@@ -230,7 +235,7 @@ class Cluster:
         if self._with_frontend:
             targets["frontend"] = self.grpc_target
         for name, target in targets.items():
-            wait_until(f"{name} ready", lambda name=name, target=target: self._ready(name, target))
+            wait_until(f"{name} ready", partial(self._ready, name, target))
 
     def _ready(self, name: str, target: str) -> bool:
         self.services[name].check_alive()

@@ -1,4 +1,4 @@
-"""Closed-loop streaming load on any OpenAI completions endpoint, token counts checked by the server's own usage."""
+"""Closed-loop streaming load on any OpenAI completions endpoint; the server's usage confirms token counts."""
 
 import asyncio
 import json
@@ -62,7 +62,9 @@ async def _stream(session: aiohttp.ClientSession, base_url: str, model: str, loa
                 raise RuntimeError(f"HTTP {response.status}: {await response.text()}")
             generated = await _read_usage(response)
         if generated != load.output_tokens:
-            raise RuntimeError(f"stream {stream} call {call}: {generated} tokens instead of {load.output_tokens}")
+            raise RuntimeError(
+                f"stream {stream} call {call}: {generated} tokens instead of {load.output_tokens}"
+            )
 
 
 async def _read_usage(response: aiohttp.ClientResponse) -> int:

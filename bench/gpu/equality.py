@@ -1,8 +1,8 @@
 """GPU check 1: tokens of our executor on model runner V2 equal plain vLLM, with preemptions by real limits.
 
-Scheduler and executor run as processes; the plans are real. bfloat16 results depend on the shape of the batch, so vLLM's
-batch-invariant mode is asked for (``--no-batch-invariant`` to do without). A divergence is accepted, and counted, only
-where plain vLLM's own top two log probabilities differ by no more than 0.02.
+Scheduler and executor run as processes; the plans are real. bfloat16 results depend on the shape of the
+batch, so vLLM's batch-invariant mode is asked for (``--no-batch-invariant`` to do without). A divergence is
+accepted, and counted, only where plain vLLM's own top two log probabilities differ by no more than 0.02.
 
 usage: python -m bench.gpu.equality [--dtype bfloat16] [--out bench/results/gpu_equality.json]
 """
@@ -43,17 +43,23 @@ EAGER_PREEMPTION = {"policy": "plas", "levels": 6, "first_quantum_s": 0.02}
 def baseline(model: Path, requests: list[dict[str, Any]], dtype: str) -> list[dict[str, Any]]:
     """Plain vLLM in a process of its own; each answer has token_ids and, a token, the gap of the top two."""
     argv = [sys.executable, "-m", "bench.gpu.plain_generate", str(model), dtype]
-    done = subprocess.run(argv, input=json.dumps(requests).encode(), stdout=subprocess.PIPE, timeout=300, check=True)
+    done = subprocess.run(
+        argv, input=json.dumps(requests).encode(), stdout=subprocess.PIPE, timeout=300, check=True
+    )
     answers: list[dict[str, Any]] = json.loads(done.stdout.decode().splitlines()[-1])
     return answers
 
 
-async def ours(cluster: Cluster, requests: list[dict[str, Any]]) -> tuple[list[Generated], pb.GetStatisticsResponse]:
+async def ours(
+    cluster: Cluster, requests: list[dict[str, Any]]
+) -> tuple[list[Generated], pb.GetStatisticsResponse]:
     """The same requests through the three services."""
     async with ProgramClient(cluster.grpc_target) as client:
         generated = await client.generate_all(requests, programs=16)
     async with open_channel(cluster.scheduler_target, peer_token=cluster.peer_token) as channel:
-        statistics = await rpc.SchedulerServiceStub(channel).GetStatistics(pb.GetStatisticsRequest(), timeout=10)
+        statistics = await rpc.SchedulerServiceStub(channel).GetStatistics(
+            pb.GetStatisticsRequest(), timeout=10
+        )
     return generated, statistics
 
 
@@ -90,7 +96,9 @@ def main() -> None:
         make_tiny(model)
         plain = baseline(model, requests, options.dtype)
         executor = {**ENGINE, "dtype": options.dtype, "enforce_eager": options.eager}
-        with Cluster(Path(name) / "run", model=model, scheduler=EAGER_PREEMPTION, executor=executor) as cluster:
+        with Cluster(
+            Path(name) / "run", model=model, scheduler=EAGER_PREEMPTION, executor=executor
+        ) as cluster:
             generated, statistics = asyncio.run(ours(cluster, requests))
     counts = compare(generated, plain)
     result = {

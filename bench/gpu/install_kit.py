@@ -23,7 +23,7 @@ class JoinedParts(io.RawIOBase):
         """Always."""
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def,override]
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         """Fills `buffer` from the current part, or the next one."""
         while True:
             chunk = self._open.read(len(buffer))

@@ -1,7 +1,8 @@
 """Blanks the GPU code of other architectures in a CUDA library, in place of size, so that it compresses well.
 
-A fat binary is a list of entries, each code for one architecture. Headers and offsets stay as they are; only the
-payload of entries that the target will not run is zeroed. PTX is kept unless native code for the target is there.
+A fat binary is a list of entries, each code for one architecture. Headers and offsets stay as they are; only
+the payload of entries that the target will not run is zeroed. PTX is kept unless native code for the target
+is there.
 
 usage: slim_fatbin.py IN.so OUT.so [SM ...]      e.g. 90 for Hopper
 """

@@ -1,7 +1,8 @@
 """GPU check 2: tokens per second of our three services against vLLM's own server, same GPU, same limits.
 
-The model has the shape of LLaMA-3.1-8B and random weights made on the GPU (vLLM's ``load_format=dummy``): the time of a step does
-not depend on what the weights say. One server at a time owns the GPU; sides follow each other within one run.
+The model has the shape of LLaMA-3.1-8B and random weights made on the GPU (vLLM's ``load_format=dummy``):
+the time of a step does not depend on what the weights say. One server at a time owns the GPU; sides follow
+each other within one run.
 
 usage: python -m bench.gpu.throughput [--streams 1 32 128 256] [--out bench/results/gpu_throughput.json]
 """
@@ -83,17 +84,23 @@ def measure(side: Side, streams: list[int], rounds: int) -> dict[str, dict[str, 
 
 def main() -> None:
     """Runs both sides and writes the result."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.throughput", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu.throughput", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 128, 256])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--eager", action="store_true", help="without CUDA graphs and torch.compile, both sides")
+    parser.add_argument(
+        "--eager", action="store_true", help="without CUDA graphs and torch.compile, both sides"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     directory = Path(tempfile.mkdtemp())
     try:
         make_model(directory / "model")
-        with vllm_server(directory / "model", directory / "vllm.log", engine=ENGINE, eager=options.eager) as side:
+        with vllm_server(
+            directory / "model", directory / "vllm.log", engine=ENGINE, eager=options.eager
+        ) as side:
             print("vLLM's server", flush=True)
             theirs = measure(side, options.streams, options.rounds)
         with our_services(directory / "model", directory / "ours", options.eager) as side:

@@ -1,8 +1,8 @@
 """Plain `vllm.LLM.generate`, in a process of its own: the reference that the three services must equal.
 
 `python -m tests.integration.baseline MODEL < requests.json > answers.json`; each request is
-``{"prompt": [token ids], "sampling": {vllm.SamplingParams fields}, "json_schema": str | absent}``, each answer
-``{"token_ids": [...], "logprobs": [float, ...] | null}`` (the sampled tokens' log probabilities).
+``{"prompt": [token ids], "sampling": {vllm.SamplingParams fields}, "json_schema": str | absent}``, each
+answer ``{"token_ids": [...], "logprobs": [float, ...] | null}`` (the sampled tokens' log probabilities).
 """
 
 import json
@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LIMITS: dict[str, Any] = {"max_model_len": 1024, "max_num_seqs": 128, "max_num_batched_tokens": 2048, "block_size": 32}
+LIMITS: dict[str, Any] = {
+    "max_model_len": 1024,
+    "max_num_seqs": 128,
+    "max_num_batched_tokens": 2048,
+    "block_size": 32,
+}
 
 
 def generate(model: Path, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -43,7 +48,9 @@ def _main() -> None:
     from vllm.sampling_params import StructuredOutputsParams
 
     requests = json.load(sys.stdin)
-    llm = LLM(model=sys.argv[1], dtype="float32", seed=0, enforce_eager=True, disable_log_stats=True, **LIMITS)
+    llm = LLM(
+        model=sys.argv[1], dtype="float32", seed=0, enforce_eager=True, disable_log_stats=True, **LIMITS
+    )
     params = []
     for request in requests:
         schema = request.get("json_schema")

@@ -1,8 +1,8 @@
 """The contract: tokens through the three services equal plain vLLM, whatever the scheduler does meanwhile.
 
-Preemptions come from real limits (`max_num_seqs`, `num_gpu_blocks_override`) and from the policy, over TCP, with no
-test hook in the product. The counter-check runs the same test with the recomputation of a resumed call left out: it must
-not be equal.
+Preemptions come from real limits (`max_num_seqs`, `num_gpu_blocks_override`) and from the policy, over TCP,
+with no test hook in the product. The counter-check runs the same test with the recomputation of a resumed
+call left out: it must not be equal.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.cluster import Cluster
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from protos.autellix.scheduler.v1 import scheduler_pb2_grpc as rpc
 from svc_runtime.grpc_aio import open_channel
 from tests.integration import baseline
-from bench.cluster import Cluster
 from tests.integration.program_client import Generated, ProgramClient
 from tests.integration.workload import greedy_requests, sampled_requests
 

@@ -32,7 +32,7 @@ async def wait_for_tokens(cluster: Cluster, tokens: int) -> None:
     async with open_channel(cluster.scheduler_target, peer_token=cluster.peer_token) as channel:
         stub = rpc.SchedulerServiceStub(channel)
         async with asyncio.timeout(60):
-            while (await stub.GetStatistics(pb.GetStatisticsRequest(), timeout=5)).tokens < tokens:
+            while (await stub.GetStatistics(pb.GetStatisticsRequest(), timeout=5)).tokens < tokens:  # noqa: ASYNC110 - polls a peer
                 await asyncio.sleep(0.005)
 
 
