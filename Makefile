@@ -79,3 +79,24 @@ bench-split: setup ## Measure what the split costs against vllm serve -> bench/r
 	$(PY) -m bench.split $(ARGS)
 
 ##### Running #####
+
+.PHONY: demo
+demo: setup ## Agent programs under fcfs and under plas, compared (MODEL=smollm2|tiny|DIR|ID, SEED=)
+	$(PY) -m demo run $(call flag,model,$(MODEL)) $(call flag,seed,$(SEED))
+
+.PHONY: up
+up: setup ## Start the services for your own use (MODEL= EXECUTORS= POLICY= PORT= GRPC_PORT= SCHEDULER_PORT=)
+	$(PY) -m demo up $(call flag,model,$(MODEL)) $(call flag,executors,$(EXECUTORS)) $(call flag,policy,$(POLICY)) \
+	$(call flag,port,$(PORT)) $(call flag,grpc-port,$(GRPC_PORT)) $(call flag,scheduler-port,$(SCHEDULER_PORT)) \
+	$(call flag,metrics-port,$(METRICS_PORT))
+
+.PHONY: down
+down: ## Stop them
+	$(PY) -m demo down
+
+.PHONY: model
+model: setup ## Download or make the model only, and print its directory (MODEL=)
+	@$(PY) -m demo model $(call flag,model,$(MODEL))
+
+# `--name value` when the value is not empty.
+flag = $(if $(2),--$(1) '$(2)')

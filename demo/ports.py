@@ -43,7 +43,9 @@ def holder(port: int) -> str:
     """`" by NAME (pid N)"`, as far as this user may know."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status != psutil.CONN_LISTEN or not connection.pid or not connection.laddr:
+                continue
+            if connection.laddr.port == port:
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
 

@@ -6,8 +6,8 @@ A program names itself in one header, `X-Session-ID`; everything else is ordinar
 - `tree_search`: a tree-of-thoughts search. Each round expands every kept node into several thoughts and rates
   them, all at once: many parallel calls that flood the engine.
 
-Every call generates exactly `max_tokens` tokens (`ignore_eos`), so that the work does not depend on what the model
-says; both policies then have the same number of tokens to generate.
+Every call generates exactly `max_tokens` tokens (`ignore_eos`), so that the work does not depend on what the
+model says; both policies then have the same number of tokens to generate.
 """
 
 import asyncio
@@ -115,19 +115,20 @@ class TreeSearch:
 
     task: str
     depth: int = 3
-    width: int = 4
+    """Rounds."""
+    width: int = 6
     """Thoughts tried below each kept node."""
     keep: int = 4
-    """Nodes kept after each round."""
+    """Nodes kept after each round; the root counts as that many, so that all rounds are equally wide."""
     thought_tokens: int = 40
     rating_tokens: int = 4
     answer_tokens: int = 64
 
     async def __call__(self, agent: Agent) -> None:
         """Runs the search to its end."""
-        kept = [Node("root")]
+        kept, ideas = [Node("root")], self.keep * self.width
         for _ in range(self.depth):
-            branches = [(node, number) for node in kept for number in range(1, self.width + 1)]
+            branches = [(node, number) for node in kept for number in range(1, ideas // len(kept) + 1)]
             grown = await asyncio.gather(*(self._grow(agent, node, number) for node, number in branches))
             kept = sorted(grown, key=lambda node: (-node.score, node.name))[: self.keep]
         await agent.ask(self._prompt(kept[0], "Write the final plan."), max_tokens=self.answer_tokens)
@@ -135,7 +136,7 @@ class TreeSearch:
     async def _grow(self, agent: Agent, node: Node, number: int) -> Node:
         """A new thought below `node`, rated."""
         name = f"{node.name}.{number}"
-        wanted = f"Propose the next step, idea {number} of {self.width}, in one sentence."
+        wanted = f"Propose the next step, idea number {number}, in one sentence."
         thought = await agent.ask(self._prompt(node, wanted), max_tokens=self.thought_tokens, thread=name)
         child = Node(name, (*node.thoughts, thought.strip()))
         rating = await agent.ask(
@@ -164,7 +165,7 @@ class TreeSearch:
 
     @property
     def _grown(self) -> int:
-        return self.width + (self.depth - 1) * min(self.keep, self.width) * self.width
+        return self.depth * self.keep * self.width
 
 
 def parse_rating(text: str) -> int:

@@ -19,7 +19,6 @@ from demo.readiness import Condition, executors_attached, grpc_serving, http_hea
 
 HOST = "127.0.0.1"
 SCHEDULER, FRONTEND = "scheduler", "frontend"
-DRAIN_S = 20
 POLL_S = 0.25
 TELL_EVERY_S = 5.0
 
@@ -37,6 +36,19 @@ class StackPorts:
     http: int = 8000
     grpc: int = 50050
     scheduler: int = 50051
+    metrics: int | None = 9050
+    """Prometheus endpoint of the frontend; the scheduler's is the next port. None: no endpoints."""
+
+    def by_variable(self) -> dict[str, int]:
+        """The ports under the names of the Make variables that choose them."""
+        ports = {"PORT": self.http, "GRPC_PORT": self.grpc, "SCHEDULER_PORT": self.scheduler}
+        if self.metrics is not None:
+            ports |= {"METRICS_PORT": self.metrics}
+        return ports
+
+    def metrics_flags(self, offset: int) -> dict[str, object]:
+        """Flags of the service that has the metrics port plus `offset`."""
+        return {"metrics-port": 0 if self.metrics is None else self.metrics + offset}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +61,10 @@ class StackOptions:
     ports: StackPorts = StackPorts()
     max_num_seqs: int | None = None
     """Rows of a batch; None: the executor's default."""
+    kv_cache_gib: float | None = None
+    """Memory for keys and values; None: the executor's default."""
+    drain_s: int = 20
+    """Seconds that running calls get when the stack stops."""
     ready_s_max: float = 600.0
     """Seconds that loading the model may take, a download included."""
 
@@ -123,25 +139,27 @@ class Stack:
 
 def service_specs(options: StackOptions) -> list[ProcessSpec]:
     """The processes of a stack, in the order of their start."""
-    executors = [
-        _service(f"executor-{number}", "executor_svc", _executor_flags(options, number))
-        for number in range(1, options.executors + 1)
-    ]
-    return [
-        _service(SCHEDULER, "scheduler_svc", _scheduler_flags(options)),
-        *executors,
-        _service(FRONTEND, "frontend_svc", _frontend_flags(options)),
-    ]
+    services = [(SCHEDULER, "scheduler_svc", _scheduler_flags(options))]
+    for number in range(1, options.executors + 1):
+        services.append((f"executor-{number}", "executor_svc", _executor_flags(options, number)))
+    services.append((FRONTEND, "frontend_svc", _frontend_flags(options)))
+    return [_spec(*service, options.drain_s) for service in services]
 
 
-def _service(name: str, module: str, flags: dict[str, object]) -> ProcessSpec:
-    pairs = (text for flag, value in flags.items() for text in (f"--{flag}", str(value)))
-    argv = (sys.executable, "-m", module, *pairs, "--drain-s", str(DRAIN_S))
-    return ProcessSpec(name=name, argv=argv, stop_wait_s=DRAIN_S + 10)
+def _spec(name: str, module: str, flags: dict[str, object], drain_s: int) -> ProcessSpec:
+    pairs = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
+    argv = (sys.executable, "-m", module, *pairs, "--drain-s", str(drain_s))
+    return ProcessSpec(name=name, argv=argv, stop_wait_s=drain_s + 10)
 
 
 def _scheduler_flags(options: StackOptions) -> dict[str, object]:
-    return {"host": HOST, "port": options.ports.scheduler, "policy": options.policy}
+    ports = options.ports
+    return {
+        "host": HOST,
+        "port": ports.scheduler,
+        "policy": options.policy,
+        **ports.metrics_flags(1),
+    }
 
 
 def _executor_flags(options: StackOptions, number: int) -> dict[str, object]:
@@ -154,9 +172,8 @@ def _executor_flags(options: StackOptions, number: int) -> dict[str, object]:
         "health-port": 0,
         "metrics-port": 0,
     }
-    if options.max_num_seqs is not None:
-        flags["max-num-seqs"] = options.max_num_seqs
-    return flags
+    limits = {"max-num-seqs": options.max_num_seqs, "kv-cache-gib": options.kv_cache_gib}
+    return flags | {flag: limit for flag, limit in limits.items() if limit is not None}
 
 
 def _frontend_flags(options: StackOptions) -> dict[str, object]:
@@ -167,4 +184,5 @@ def _frontend_flags(options: StackOptions) -> dict[str, object]:
         "scheduler": f"{HOST}:{options.ports.scheduler}",
         "model": options.model.path,
         "served-model-name": options.model.name,
+        **options.ports.metrics_flags(0),
     }

@@ -1,7 +1,7 @@
 """Which programs arrive when: made from a seed, so that every policy meets the same ones."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from demo.programs import Chat, Program, TreeSearch
 
@@ -15,7 +15,7 @@ CONVERSATIONS = (
         "And what should I carry to drink?",
         "Thank you! Any snack?",
     ),
-    ("Why is the sky blue?", "Why is it red in the evening, then?", "Explain that to a child."),
+    ("Why is the sky blue?", "Why is it red in the evening?", "Explain that to a child."),
     ("Name three birds that live near rivers.", "Which of them is the largest?"),
     ("How do I remove a coffee stain?", "It is on wool. Does that change anything?", "And on wood?"),
     ("What does HTTP mean?", "What is the difference to HTTPS?"),
@@ -45,7 +45,7 @@ class WorkloadOptions:
     """Mean time between two chats; exponentially distributed (Poisson arrivals)."""
     pause_s_max: float = 1.5
     """Longest time that a person reads before the next question."""
-    tree: TreeSearch = TreeSearch(task=TASK)
+    tree: TreeSearch = field(default_factory=lambda: TreeSearch(task=TASK))
 
 
 def make_workload(options: WorkloadOptions, seed: int) -> list[Arrival]:
