@@ -5,7 +5,7 @@ reflection stay open. The tenant travels in a context variable, since grpc.aio r
 and its handler in one task. `current_tenant` outside such an RPC is our bug and raises LookupError.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,12 +27,12 @@ class TenantGuard(grpc.aio.ServerInterceptor):
     """Refuses RPCs of ProgramService whose key belongs to nobody.
 
     Args:
-        tenant_of_headers: the tenant for the RPC's metadata by lower-case name, None to refuse it
-            (`auth.ApiKeys.tenant_of_headers`).
+        tenant_of_authorization: the tenant for the value of the `authorization` metadata (None when there is
+            none), or None to refuse the caller (`auth.ApiKeys.tenant_of_authorization`).
     """
 
-    def __init__(self, tenant_of_headers: Callable[[Mapping[str, str]], str | None]) -> None:
-        self._tenant_of_headers = tenant_of_headers
+    def __init__(self, tenant_of_authorization: Callable[[str | None], str | None]) -> None:
+        self._tenant_of_authorization = tenant_of_authorization
 
     async def intercept_service(
         self,
@@ -41,12 +41,17 @@ class TenantGuard(grpc.aio.ServerInterceptor):
     ) -> Any:
         if not handler_call_details.method.startswith(_GUARDED):
             return await continuation(handler_call_details)
-        metadata = handler_call_details.invocation_metadata or ()
-        tenant = self._tenant_of_headers({key: str(value) for key, value in metadata})
+        tenant = self._tenant_of_authorization(_authorization(handler_call_details))
         if tenant is None:
             return grpc.unary_unary_rpc_method_handler(_refuse)
         _tenant.set(tenant)
         return await continuation(handler_call_details)
+
+
+def _authorization(call: grpc.HandlerCallDetails) -> str | None:
+    """The one value of the metadata; None as well when it was sent more than once."""
+    values = [str(value) for key, value in call.invocation_metadata or () if key == "authorization"]
+    return values[0] if len(values) == 1 else None
 
 
 async def _refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:

@@ -20,12 +20,13 @@ from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers import ChatParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from frontend_svc import program_calls as calls
 from frontend_svc.call_context import CallContext
 from frontend_svc.errors import Refused, refusal
+from frontend_svc.llm import ProgramLLM
 from frontend_svc.program_limits import empty_prompt, shown
+from frontend_svc.vllm_errors import CallRefused
 
 _NEUTRAL: dict[str, Any] = {
     "temperature": 1.0,
@@ -64,7 +65,7 @@ class VllmGenerator:
     """
 
     def __init__(
-        self, llm: AsyncLLM, model_names: Sequence[str], *, chat_template: str | None = None
+        self, llm: ProgramLLM, model_names: Sequence[str], *, chat_template: str | None = None
     ) -> None:
         self._llm = llm
         self._model_names = tuple(model_names)
@@ -82,8 +83,10 @@ class VllmGenerator:
         """Renders the prompt and checks the sampling options against the model.
 
         Raises:
-            Refused: MODEL_UNKNOWN, PROMPT_TOO_LONG, PROMPT_EMPTY, INVALID_TOKEN_ID, PARAMETER_INVALID.
+            Refused: MODEL_UNKNOWN, PROMPT_TOO_LONG, PROMPT_EMPTY, INVALID_TOKEN_ID, PARAMETER_INVALID; or
+                nothing can be served just now.
         """
+        self._check_admission()
         self._check_model(request.model)
         try:
             engine_input = await self._render(request.prompt)
@@ -121,7 +124,13 @@ class VllmGenerator:
 
     async def cancel(self, call_id: str) -> None:
         """Ends a live call: its iterator then ends with `Finish.CANCELLED`. Unknown ids are ignored."""
-        await self._llm.abort(call_id)
+        await self._llm.cancel_call(call_id)
+
+    def _check_admission(self) -> None:
+        try:
+            self._llm.check_admission()
+        except CallRefused as error:
+            raise Refused(error.refusal) from error
 
     def _check_model(self, model: str) -> None:
         if model and model not in self._model_names:
@@ -204,8 +213,8 @@ def _sampling_refused(error: VLLMClientError) -> Refused:
 
 def _call_failed(error: VLLMError, context: CallContext) -> Refused:
     """Why a call that had been accepted ended: the scheduler's word if there is one."""
-    if isinstance(error.__cause__, Refused):
-        return error.__cause__
+    if isinstance(error, CallRefused):
+        return Refused(error.refusal)
     if context.refusal is not None:
         return Refused(context.refusal)
     if isinstance(error, VLLMClientError):

@@ -10,6 +10,7 @@ with them as everywhere (`http_errors.refused_handler`).
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -23,31 +24,35 @@ _BODY_FIELDS = frozenset({"session", "class"})
 _TRUE, _FALSE = frozenset({"", "1", "true"}), frozenset({"0", "false"})
 
 
-def make_router(service: ProgramService) -> APIRouter:
-    """The routes; each request carries its tenant in `request.state.tenant` (`http_door.Authentication`)."""
+def make_router(service: ProgramService, tenant_of: Callable[[Request], str]) -> APIRouter:
+    """The routes.
+
+    Args:
+        tenant_of: the authenticated tenant of a request.
+    """
     router = APIRouter(prefix="/v1/programs", tags=["programs"])
 
     @router.post("")
     async def start_program(request: Request) -> JSONResponse:
         body = await _body(request)
         record, created = await service.start_program(
-            request.state.tenant, session=_text(body, "session"), class_name=_text(body, "class")
+            tenant_of(request), session=_text(body, "session"), class_name=_text(body, "class")
         )
         return JSONResponse(program_row(record) | {"created": created}, 201 if created else 200)
 
     @router.get("")
     async def list_programs(request: Request) -> JSONResponse:
-        records = await service.list_programs(request.state.tenant)
+        records = await service.list_programs(tenant_of(request))
         return JSONResponse({"programs": [program_row(record) for record in records]})
 
     @router.get("/{program_id}")
     async def get_program(program_id: str, request: Request) -> JSONResponse:
-        return JSONResponse(program_row(await service.get_program(request.state.tenant, program_id)))
+        return JSONResponse(program_row(await service.get_program(tenant_of(request), program_id)))
 
     @router.delete("/{program_id}")
     async def end_program(program_id: str, request: Request) -> JSONResponse:
         stop = service.cancel_program if _flag(request, "cancel") else service.end_program
-        return JSONResponse(program_row(await stop(request.state.tenant, program_id)))
+        return JSONResponse(program_row(await stop(tenant_of(request), program_id)))
 
     return router
 

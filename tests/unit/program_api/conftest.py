@@ -42,7 +42,7 @@ async def served() -> AsyncIterator[Served]:
         port=0,
         register=register_programs(service),
         service_names=[SERVICE_NAME],
-        interceptors=[TenantGuard(KEYS.tenant_of_headers)],
+        interceptors=[TenantGuard(KEYS.tenant_of_authorization)],
     )
     port = await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:

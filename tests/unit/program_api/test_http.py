@@ -38,7 +38,8 @@ class Site:
 async def site() -> AsyncIterator[Site]:
     programs = FakePrograms()
     app = FastAPI()
-    app.include_router(make_router(ProgramService(programs, FakeModel(), CallRegistry(), new_id)))
+    service = ProgramService(programs, FakeModel(), CallRegistry(), new_id)
+    app.include_router(make_router(service, lambda request: request.state.tenant))
     app.add_exception_handler(Refused, refused_handler)
     transport = httpx.ASGITransport(app=Authentication(app, keys=KEYS))
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=ACME) as http:
