@@ -60,7 +60,7 @@ class ProcessStatus:
     """None while it does not run."""
     alive: bool
     exit_code: int | None
-    """Of the last run, None before its end."""
+    """None while it runs, and when it ended within its first second."""
     detail: str
     """supervisord's own words."""
 
@@ -182,12 +182,11 @@ class _Daemon:
 
 
 def _status(info: Mapping[str, Any]) -> ProcessStatus:
-    ended = info["stop"] > 0 and info["pid"] == 0
     return ProcessStatus(
         name=info["name"],
         pid=info["pid"] or None,
         alive=info["statename"] in _ALIVE,
-        exit_code=info["exitstatus"] if ended else None,
+        exit_code=info["exitstatus"] if info["statename"] == "EXITED" else None,
         detail=info["spawnerr"] or info["description"],
     )
 
@@ -259,4 +258,6 @@ def render_config(specs: Sequence[ProcessSpec], socket_path: Path) -> str:
 
 
 def _escaped(value: str) -> str:
+    if "\n" in value:
+        raise ValueError(f"a line break in {value!r} would end the line of the configuration file")
     return value.replace("%", "%%")

@@ -77,6 +77,7 @@ class Stack:
         self.runner = ProcessRunner(home)
         self._say = say
         self._token = secrets.token_urlsafe(32)
+        self._pids: dict[str, int | None] = {}
 
     @property
     def url(self) -> str:
@@ -89,17 +90,21 @@ class Stack:
             f"AUTELLIX_{name}_PEER_TOKEN": self._token for name in ("SCHEDULER", "EXECUTOR", "FRONTEND")
         }
         self.runner.start(service_specs(self.options), tokens)
-        await self._ready()
+        await self._started()
 
     async def change_policy(self, policy: str) -> None:
         """Restarts the scheduler under another policy; executors and frontend connect again by themselves."""
         self.options = replace(self.options, policy=policy)
         await asyncio.to_thread(self.runner.replace, service_specs(self.options), SCHEDULER)
-        await self._ready()
+        await self._started()
 
     def stop(self) -> bool:
         """Stops all services, blocking until they have ended. Returns: False when nothing was running."""
         return self.runner.stop()
+
+    async def _started(self) -> None:
+        self._pids = {status.name: status.pid for status in self.runner.statuses()}
+        await self._ready()
 
     async def _ready(self) -> None:
         options, ports = self.options, self.options.ports
@@ -126,9 +131,9 @@ class Stack:
         self._say(f"ready: {what} ({time.monotonic() - begun:.1f} s)")
 
     def require_alive(self) -> None:
-        """Raises StackFailed with the last log lines when a service has ended."""
+        """Raises StackFailed with the last log lines when a service has ended, though it may run anew."""
         for status in self.runner.statuses():
-            if not status.alive:
+            if not status.alive or status.pid != self._pids[status.name]:
                 code = "" if status.exit_code is None else f" with exit code {status.exit_code}"
                 tail = self.runner.log_tail(status.name)
                 raise StackFailed(f"{status.name} ended{code}. Its last lines:\n{tail}")
