@@ -42,18 +42,24 @@ class CoreConfig:
     unacknowledged_calls_max: int = 10_000
     """Ended calls kept for each frontend that does not acknowledge; the oldest go first."""
     executor_losses_max: int = 3
-    """A call that was in a batch of this many lost executors fails, so that one bad call cannot take down all."""
+    """A call that was in a batch of this many lost executors fails, so that one bad call cannot take down
+    all."""
 
     def __post_init__(self) -> None:
         positive = (
-            "levels", "first_quantum_s", "idle_timeout_s", "open_programs_max", "live_calls_max",
-            "unacknowledged_calls_max", "executor_losses_max",
-        )  # fmt: skip
+            "levels",
+            "first_quantum_s",
+            "idle_timeout_s",
+            "open_programs_max",
+            "live_calls_max",
+            "unacknowledged_calls_max",
+            "executor_losses_max",
+        )
         for name in positive:
             _require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
+        for name in ("short_prompt_tokens", "recent_programs_max"):
+            _require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         _require(self.quantum_ratio >= 1, "quantum_ratio", "must be >= 1", self.quantum_ratio)
-        _require(self.short_prompt_tokens >= 0, "short_prompt_tokens", "must be >= 0", self.short_prompt_tokens)
-        _require(self.recent_programs_max >= 0, "recent_programs_max", "must be >= 0", self.recent_programs_max)
         beta = self.starvation_beta
         _require(beta is None or beta > 0, "starvation_beta", "must be > 0 or None", beta)
 

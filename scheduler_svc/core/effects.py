@@ -1,7 +1,8 @@
 """What is to be done: the only outputs of the core.
 
-Effects are imperative and frozen. The shell carries them out in the order in which they are returned; the order
-matters on each stream (announcements before the plan that names them, tokens before the end of their call).
+Effects are imperative and frozen. The shell carries them out in the order in which they are returned; the
+order matters on each stream (announcements before the plan that names them, tokens before the end of their
+call).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,8 @@ class FinishReason(Enum):
 class Plan:
     """One step of one executor: the whole batch, and sparsely what changed since the previous plan.
 
-    ``rows`` indexes `handles`. A row in `joined` was not in the previous plan's batch and brings its whole block
-    table; any other row appends.
+    ``rows`` indexes `handles`. A row in `joined` was not in the previous plan's batch and brings its whole
+    block table; any other row appends.
     """
 
     step: int
@@ -122,6 +123,4 @@ class RefuseCall:
     refusal: Refusal
 
 
-Effect = (
-    AnnounceCall | SendPlan | CloseExecutor | EmitTokens | ReportStarted | FinishCall | RefuseCall
-)
+Effect = AnnounceCall | SendPlan | CloseExecutor | EmitTokens | ReportStarted | FinishCall | RefuseCall

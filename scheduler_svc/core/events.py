@@ -1,8 +1,8 @@
 """What happened: the only inputs of the core.
 
 Events are facts, in the past tense, frozen. The shell turns messages and timers into events, feeds all that
-have come in to `Core.handle(event, now)` in order, and then handles one `PlanDue`, so that a burst of arrivals
-is planned as one batch. `now` is monotonic seconds; it never goes back.
+have come in to `Core.handle(event, now)` in order, and then handles one `PlanDue`, so that a burst of
+arrivals is planned as one batch. `now` is monotonic seconds; it never goes back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from scheduler_svc.core.ids import (
+    MAIN_THREAD,
     CallHandle,
     CallId,
     ExecutorId,
@@ -40,7 +41,7 @@ class CallSpec:
     stream_handle: StreamHandle
     tenant: TenantId
     program_id: ProgramId
-    thread_id: ThreadId = ThreadId("")
+    thread_id: ThreadId = MAIN_THREAD
     parent_call_ids: tuple[CallId, ...] = ()
     model: str
     prompt_token_ids: Sequence[int]

@@ -14,6 +14,8 @@ CallId = NewType("CallId", str)
 """One LLM call, unique in the scheduler. Not the client's request id, which n > 1 samples share."""
 ThreadId = NewType("ThreadId", str)
 """A logical line of calls inside one program; unique only there."""
+MAIN_THREAD = ThreadId("")
+"""The thread of calls that name none."""
 ExecutorId = NewType("ExecutorId", str)
 """One model replica. Not its host name: several replicas may share a host."""
 FrontendId = NewType("FrontendId", str)

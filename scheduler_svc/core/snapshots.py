@@ -43,7 +43,8 @@ class ProgramSnapshot:
     waiting_s: float
     """Seconds its calls were live but not in a batch."""
     level: int
-    """Level of its most urgent live call, 0 = first; without live calls, the level its next call would get."""
+    """Level of its most urgent live call, 0 = first; without live calls, the level its next call would
+    get."""
     age_s: float
     response_s: float
     """From opening to the end of its last call so far; 0 before that."""

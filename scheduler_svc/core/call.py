@@ -1,0 +1,120 @@
+"""The record of one live call: its tokens, where its KV stands, and what it has used.
+
+Positions count the tokens of prompt and output as one list:
+
+    0 ─────────── computed ───────── planned ──────── len(tokens) ─── known
+      KV is there           KV is in      to compute             sampled by a
+      (result came)         flight                                plan in flight
+
+Invariant: 0 <= computed <= planned <= known = len(tokens) + sampling.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scheduler_svc.core.call_states import LIVE, CallState
+from scheduler_svc.core.events import CallSpec
+from scheduler_svc.core.ids import BlockId, CallHandle
+
+if TYPE_CHECKING:
+    from scheduler_svc.core.executor import Executor
+    from scheduler_svc.core.process_table import Program
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Call:
+    """One call from its submission to its acknowledgement."""
+
+    spec: CallSpec
+    program: "Program"
+    seq: int
+    """Order of submission in this core; breaks every tie."""
+    arrived_s: float
+    tokens: list[int]
+    """Prompt, then output."""
+    state: CallState = CallState.QUEUED
+
+    # ── where it runs; all of it is void while executor is None ──
+    executor: "Executor | None" = None
+    handle: CallHandle | None = None
+    """None until it is announced to its executor."""
+    blocks: list[BlockId] = field(default_factory=list)
+    """Its block table. Empty unless RUNNING."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of its leading full blocks, as far as they were needed."""
+    computed: int = 0
+    planned: int = 0
+    in_flight: int = 0
+    """Rows of it in plans whose result has not come."""
+    sampling: int = 0
+    """Those of them that sample a token."""
+
+    # ── its place in the queue ──
+    level: int = 0
+    quantum_used_s: float = 0.0
+    entry_path_s: float = 0.0
+    """The program's critical path at arrival."""
+    queue_key: tuple[int, ...] | None = None
+    """Its key in the queue that holds it; owned by MultilevelQueue."""
+
+    # ── what it used; lifetime counters never shrink ──
+    service_s: float = 0.0
+    waited_s: float = 0.0
+    """Seconds live but not in a batch, up to `waiting_since_s`."""
+    waiting_since_s: float | None = None
+    """Start of the wait that is going on; None while RUNNING or ended."""
+    service_at_promotion_s: float = 0.0
+    waited_at_promotion_s: float = 0.0
+    computed_ever: int = 0
+    """Most leading tokens whose KV was ever computed; what is below is recomputation."""
+    preemptions: int = 0
+    losses: int = 0
+    """Executors lost while it was in their batch."""
+    started: bool = False
+    """Its frontend knows that it has been in a plan."""
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.spec.prompt_token_ids)
+
+    @property
+    def output_len(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def known(self) -> int:
+        """Tokens there will be once all plans in flight are done, unless one of them stops the call early."""
+        return len(self.tokens) + self.sampling
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def awaits_last_token(self) -> bool:
+        """Whether a plan in flight is sure to end it: it needs no further row."""
+        return self.sampling > 0 and self.known - self.prompt_len >= self.spec.max_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next row computes exactly the newest token."""
+        return self.state is CallState.RUNNING and self.known - self.planned == 1
+
+    def waiting_s(self, now: float) -> float:
+        """Seconds it has been live but not in a batch."""
+        if self.waiting_since_s is None:
+            return self.waited_s
+        return self.waited_s + now - self.waiting_since_s
+
+    def forget_executor(self) -> None:
+        """Voids everything that was true on one executor only."""
+        self.executor = None
+        self.handle = None
+        self.block_hashes = []
+        self.in_flight = self.sampling = 0
+        self.forget_kv()
+
+    def forget_kv(self) -> None:
+        """Its blocks were given back: all tokens are to be computed again."""
+        self.blocks = []
+        self.computed = self.planned = 0

@@ -1,0 +1,113 @@
+"""One attached executor as the core sees it: its calls, its blocks and its plans in flight.
+
+Handles and step numbers start at 1 when an executor joins and are never used twice, so a handle that is not
+among `calls` but below `next_handle` belongs to a call that has ended or left: what is said of it is stale,
+not wrong.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from scheduler_svc.core.call import Call
+from scheduler_svc.core.events import ExecutorSpec
+from scheduler_svc.core.ids import CallHandle, CallId, ExecutorId
+from scheduler_svc.core.kv import BlockPool
+from scheduler_svc.core.policies import Policy
+from scheduler_svc.core.queues import MultilevelQueue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRow:
+    """One call's share of a plan in flight."""
+
+    call: Call
+    handle: CallHandle
+    start: int
+    """Leading tokens computed before."""
+    count: int
+    """Tokens computed by this row. > 0."""
+    samples: bool
+    """Whether it reaches the newest token, and so samples the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInFlight:
+    """A plan whose result has not come."""
+
+    step: int
+    rows: dict[CallHandle, PlannedRow]
+    """In plan order."""
+
+
+@dataclass(slots=True, eq=False)
+class Executor:
+    """A registration and everything that is true until the executor is lost."""
+
+    spec: ExecutorSpec
+    queue: MultilevelQueue
+    pool: BlockPool
+    calls: dict[CallId, Call] = field(default_factory=dict)
+    """Live calls placed here, in order of placement."""
+    by_handle: dict[CallHandle, Call] = field(default_factory=dict)
+    """Those of them that are announced."""
+    in_flight: deque[StepInFlight] = field(default_factory=deque)
+    """Oldest first. len <= spec.max_plans_in_flight."""
+    last_batch: frozenset[CallHandle] = frozenset()
+    """Handles of the newest plan: rows that are not among them join."""
+    to_release: list[CallHandle] = field(default_factory=list)
+    """Handles that the next plan tells the executor to forget."""
+    next_step: int = 1
+    next_handle: int = 1
+    steps_done: int = 0
+    draining: bool = False
+
+    @classmethod
+    def attach(cls, spec: ExecutorSpec, policy: Policy) -> "Executor":
+        """A fresh executor."""
+        return cls(spec, MultilevelQueue(policy), BlockPool(spec.num_blocks))
+
+    @property
+    def executor_id(self) -> ExecutorId:
+        return self.spec.executor_id
+
+    @property
+    def can_take_plan(self) -> bool:
+        return len(self.in_flight) < self.spec.max_plans_in_flight
+
+    def fits(self, call: Call) -> bool:
+        """Whether it can hold the call alone and understands its parameters."""
+        spec = call.spec
+        return call.prompt_len + spec.max_tokens <= self.spec.max_call_tokens and understands(
+            self.spec, spec.params_format
+        )
+
+    def give_handle(self, call: Call) -> CallHandle:
+        """Names a call for the first time here; the caller announces it."""
+        handle = CallHandle(self.next_handle)
+        self.next_handle += 1
+        call.handle = handle
+        self.by_handle[handle] = call
+        return handle
+
+    def holds(self, row: PlannedRow) -> bool:
+        """Whether the call of a planned row is still here: not ended, not moved since the plan."""
+        return self.by_handle.get(row.handle) is row.call
+
+    def was_given(self, handle: CallHandle) -> bool:
+        """Whether `handle` ever named a call here."""
+        return 0 < handle < self.next_handle
+
+    def drop(self, call: Call) -> None:
+        """Takes a call off: its blocks are free at once, its handle is released with the next plan."""
+        del self.calls[call.spec.call_id]
+        self.queue.discard(call)
+        self.pool.release(call.blocks)
+        if call.handle is not None:
+            del self.by_handle[call.handle]
+            self.to_release.append(call.handle)
+        call.forget_executor()
+
+
+def understands(spec: ExecutorSpec, params_format: str) -> bool:
+    """Whether an executor can read parameters of this format; no format means no parameters."""
+    return not params_format or params_format in spec.params_formats

@@ -1,0 +1,321 @@
+"""What happens to a call between its submission and its end, wherever the cause lies.
+
+This is the only place that changes a call's state (`_turn`), and with it the clock of its waiting, the seats
+counted per frontend, its timers and its place in a queue. The planner starts and preempts, results finish,
+events submit, cancel and fail: all of them through here.
+
+    submit ──> dispatch ──> (executor's queue | PREPARING | unplaced) ──start/preempt──> ... ──> end
+                  ^                                                          │
+                  └───────────── requeue (executor lost or drained) ─────────┘
+"""
+
+from enum import Enum
+
+from scheduler_svc.core.admission import check_call
+from scheduler_svc.core.call import Call
+from scheduler_svc.core.call_registry import CallRegistry
+from scheduler_svc.core.call_states import CallState, Trigger, next_state
+from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.counters import Counters
+from scheduler_svc.core.effects import AnnounceCall, Effect, FinishCall, FinishReason, ReportStarted
+from scheduler_svc.core.errors import Refusal, Refused
+from scheduler_svc.core.events import CallSpec, CancelReason
+from scheduler_svc.core.executor import Executor
+from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.ids import CallId
+from scheduler_svc.core.policies import Policy
+from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
+from scheduler_svc.core.queues import charge_quantum, promote, starves_in_s
+from scheduler_svc.core.refusals import call_duplicate, deadline_exceeded, queue_full
+from scheduler_svc.core.snapshots import ProgramState
+from scheduler_svc.core.timers import Timers
+
+_STARVATION_LOOK_S = 30.0
+"""A waiting call is looked at again after this long at the latest: its program's counters may have
+changed."""
+
+
+class CallTimer(Enum):
+    """What a call is timed for."""
+
+    DEADLINE = "deadline"
+    STARVATION = "starvation"
+
+
+class Lifecycle:
+    """Moves calls through their states. Effects are appended to `outbox` in order."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        policy: Policy,
+        table: ProcessTable,
+        fleet: Fleet,
+        registry: CallRegistry,
+        counters: Counters,
+        outbox: list[Effect],
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._table = table
+        self._fleet = fleet
+        self._registry = registry
+        self._counters = counters
+        self._outbox = outbox
+        self._submitted = 0
+        self.call_timers: Timers[tuple[CallTimer, CallId]] = Timers()
+        self.idle_timers: Timers[ProgramKey] = Timers()
+
+    # ── in ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, spec: CallSpec, now: float) -> None:
+        """Takes a call in, places it and queues it by its program's service. Source: Autellix Alg. 1,
+        arrival.
+
+        Raises: Refused; nothing was changed.
+        """
+        program = self._table.known(spec.tenant, spec.program_id)
+        self._check_room(spec)
+        check_call(spec, program, self._fleet.specs_of(spec.model))
+        call = self._enter(spec, program, now)
+        self._registry.add(call)
+        program.call_arrived(call, now)
+        self.idle_timers.drop(program.key)
+        if spec.deadline_s is not None:
+            self.call_timers.set((CallTimer.DEADLINE, spec.call_id), now + spec.deadline_s)
+        self._counters.calls_submitted += 1
+        self.dispatch(call, now)
+
+    def _check_room(self, spec: CallSpec) -> None:
+        if spec.call_id in self._registry:
+            raise Refused(call_duplicate(spec.call_id))
+        if self._registry.live_count >= self._config.live_calls_max:
+            raise Refused(queue_full(self._config.live_calls_max))
+
+    def _enter(self, spec: CallSpec, program: Program, now: float) -> Call:
+        self._submitted += 1
+        return Call(
+            spec=spec,
+            program=program,
+            seq=self._submitted,
+            arrived_s=now,
+            waiting_since_s=now,
+            tokens=[*spec.prompt_token_ids, *spec.output_token_ids],
+            level=self.entry_level(program),
+            entry_path_s=program.critical_path_s,
+        )
+
+    def entry_level(self, program: Program) -> int:
+        """The level at which the program's next call would be queued."""
+        return self._policy.levels.level_of(self._policy.service_at_arrival(program))
+
+    def dispatch(self, call: Call, now: float) -> None:
+        """Gives a QUEUED call without an executor to one, or lets it wait for one to join."""
+        executor = self._fleet.choose(call)
+        if executor is None:
+            self._fleet.unplaced[call.spec.call_id] = call
+            return
+        self._fleet.unplaced.pop(call.spec.call_id, None)
+        call.executor = executor
+        executor.calls[call.spec.call_id] = call
+        if call.spec.needs_preparation:
+            self._announce(call, executor)
+            self._turn(call, Trigger.PREPARE, now)
+        else:
+            self._enqueue(call, executor, now)
+
+    def prepared(self, call: Call, now: float) -> None:
+        """The executor is ready for a PREPARING call."""
+        self._turn(call, Trigger.PREPARED, now)
+        self._enqueue(call, _placed(call), now)
+
+    def _enqueue(self, call: Call, executor: Executor, now: float) -> None:
+        executor.queue.add(call)
+        self._watch_starvation(call, now)
+
+    def _announce(self, call: Call, executor: Executor) -> None:
+        handle = executor.give_handle(call)
+        self._outbox.append(
+            AnnounceCall(
+                executor_id=executor.executor_id,
+                handle=handle,
+                call=call.spec,
+                output_token_ids=tuple(call.tokens[call.prompt_len :]),
+            )
+        )
+
+    # ── in and out of the batch ─────────────────────────────────────────────────────────────────────
+
+    def start(self, call: Call, now: float, *, cached_tokens: int) -> None:
+        """Gives a queued call a seat; its blocks are the planner's business.
+
+        Args:
+            cached_tokens: Leading tokens found in the prefix cache.
+        """
+        executor = _placed(call)
+        if call.handle is None:
+            self._announce(call, executor)
+        self._turn(call, Trigger.START, now)
+        executor.queue.refile(call)
+        call.program.ran_on(executor.executor_id)
+        if not call.started:
+            self._report_started(call, now, cached_tokens)
+
+    def _report_started(self, call: Call, now: float, cached_tokens: int) -> None:
+        call.started = True
+        cached_prompt_tokens = min(cached_tokens, call.prompt_len)
+        self._counters.cached_tokens += cached_prompt_tokens
+        self._outbox.append(
+            ReportStarted(
+                frontend_id=call.spec.frontend_id,
+                handle=call.spec.stream_handle,
+                cached_tokens=cached_prompt_tokens,
+                queued_s=now - call.arrived_s,
+            )
+        )
+
+    def preempt(self, call: Call, now: float) -> None:
+        """Takes a running call out of the batch; its blocks go back to the pool, where published ones are
+        found again. Results in flight still count."""
+        executor = _placed(call)
+        executor.pool.release(call.blocks)
+        call.forget_kv()
+        self._turn(call, Trigger.PREEMPT, now)
+        executor.queue.refile(call)
+        self._watch_starvation(call, now)
+        call.preemptions += 1
+        call.program.preemptions += 1
+        self._counters.preemptions += 1
+
+    # ── service ─────────────────────────────────────────────────────────────────────────────────────
+
+    def charge(self, call: Call, step_s: float, now: float) -> None:
+        """Books a step that a live call took part in, and demotes it when its quantum is used up."""
+        call.service_s += step_s
+        call.program.service_s += step_s
+        if charge_quantum(call, step_s, self._policy):
+            self._counters.demotions += 1
+            _placed(call).queue.refile(call)
+            self._watch_starvation(call, now)
+
+    def _watch_starvation(self, call: Call, now: float) -> None:
+        beta = self._config.starvation_beta
+        if beta is None or call.state is not CallState.QUEUED:
+            return
+        left_s = starves_in_s(call, beta, now)
+        if left_s is not None:
+            self.call_timers.set(
+                (CallTimer.STARVATION, call.spec.call_id), now + min(left_s, _STARVATION_LOOK_S)
+            )
+
+    def look_at_starvation(self, call_id: CallId, now: float) -> None:
+        """Promotes a waiting call that starves, else looks again when it may. Source: Autellix Alg. 1."""
+        call = self._registry.live(call_id)
+        beta = self._config.starvation_beta
+        if call is None or beta is None or call.executor is None or call.state is not CallState.QUEUED:
+            return
+        left_s = starves_in_s(call, beta, now)
+        if left_s is None:
+            return
+        if left_s > 0:
+            self._watch_starvation(call, now)
+            return
+        promote(call, now)
+        call.executor.queue.refile(call)
+        self._counters.promotions += 1
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def finish(self, call: Call, now: float, reason: FinishReason, stop_token_id: int | None = None) -> None:
+        """Ends a call that is complete."""
+        self._counters.calls_finished += 1
+        self._end(call, Trigger.FINISH, now)
+        self._tell_end(call, reason, stop_token_id=stop_token_id)
+
+    def fail(self, call: Call, now: float, refusal: Refusal) -> None:
+        """Ends a call that cannot go on."""
+        self._counters.calls_failed += 1
+        self._end(call, Trigger.FAIL, now)
+        self._tell_end(call, FinishReason.ERROR, error=refusal)
+
+    def cancel(self, call: Call, now: float, reason: CancelReason) -> None:
+        """Ends a call on request: it is in no plan from here on. A stop string counts as a normal completion,
+        the client's deadline as a failure."""
+        if reason is CancelReason.DEADLINE:
+            self.fail(call, now, deadline_exceeded(call))
+        elif reason is CancelReason.STOP_STRING and call.state is not CallState.PREPARING:
+            self.finish(call, now, FinishReason.STOP)
+        else:
+            self._counters.calls_cancelled += 1
+            self._end(call, Trigger.CANCEL, now)
+            self._tell_end(call, FinishReason.ABORT)
+
+    def requeue(self, call: Call, now: float) -> None:
+        """Takes a live call off its executor with all of its tokens; the caller dispatches it again."""
+        _placed(call).drop(call)
+        self.call_timers.drop((CallTimer.STARVATION, call.spec.call_id))
+        if call.state is not CallState.QUEUED:
+            self._turn(call, Trigger.REQUEUE, now)
+
+    def _end(self, call: Call, trigger: Trigger, now: float) -> None:
+        self._turn(call, trigger, now)
+        if call.executor is None:
+            self._fleet.unplaced.pop(call.spec.call_id, None)
+        else:
+            call.executor.drop(call)
+        for kind in CallTimer:
+            self.call_timers.drop((kind, call.spec.call_id))
+        self._registry.mark_ended(call)
+        program = call.program
+        program.call_ended(call, now)
+        if not program.live_calls:
+            self._settle(program, now)
+
+    def _settle(self, program: Program, now: float) -> None:
+        """The last live call of a program ended: the program is over, or its idle time begins."""
+        if program.single_call or program.ended is not None:
+            self._table.end(program, program.ended or ProgramState.ENDED)
+        else:
+            self.watch_idle(program, now)
+
+    def watch_idle(self, program: Program, now: float) -> None:
+        """Ends an open program after the idle time-out, unless a call arrives."""
+        self.idle_timers.set(program.key, now + self._config.idle_timeout_s)
+
+    def _tell_end(
+        self,
+        call: Call,
+        reason: FinishReason,
+        *,
+        stop_token_id: int | None = None,
+        error: Refusal | None = None,
+    ) -> None:
+        self._outbox.append(
+            FinishCall(
+                frontend_id=call.spec.frontend_id,
+                handle=call.spec.stream_handle,
+                reason=reason,
+                stop_token_id=stop_token_id,
+                error=error,
+                service_s=call.service_s,
+                waiting_s=call.waited_s,
+                preemptions=call.preemptions,
+            )
+        )
+
+    # ── the one place where a state changes ─────────────────────────────────────────────────────────
+
+    def _turn(self, call: Call, trigger: Trigger, now: float) -> None:
+        before, after = call.state, next_state(call.state, trigger)
+        call.state = after
+        call.waited_s = call.waiting_s(now)
+        waits = call.is_live and after is not CallState.RUNNING
+        call.waiting_since_s = now if waits else None
+        change = (after is CallState.RUNNING) - (before is CallState.RUNNING)
+        if change:
+            self._registry.count_running(call, change)
+
+
+def _placed(call: Call) -> Executor:
+    assert call.executor is not None, "the call is on no executor"
+    return call.executor

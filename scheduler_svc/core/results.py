@@ -1,0 +1,177 @@
+"""Takes the result of a step in.
+
+A result is checked as a whole before anything changes. Then, row by row: a row whose call has ended or moved
+since the plan is discarded with its token; a row of a live call counts, also when the call was preempted
+meanwhile (its token is kept, its KV is not). Full blocks become findable here and nowhere else: their tokens
+are certain now.
+"""
+
+from math import inf
+
+from scheduler_svc.core.call import Call
+from scheduler_svc.core.call_states import CallState
+from scheduler_svc.core.counters import Counters
+from scheduler_svc.core.effects import Effect, EmitTokens, FinishReason
+from scheduler_svc.core.errors import ProtocolBroken
+from scheduler_svc.core.events import StepCompleted
+from scheduler_svc.core.executor import Executor, PlannedRow, StepInFlight
+from scheduler_svc.core.ids import CallHandle, FrontendId, StreamHandle
+from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.planner import hash_blocks
+from scheduler_svc.core.refusals import executor_failed
+
+Ending = tuple[Call, FinishReason, int | None]
+
+
+class TokenColumns:
+    """One step's tokens, gathered by frontend."""
+
+    def __init__(self) -> None:
+        self._columns: dict[FrontendId, tuple[list[StreamHandle], list[int], dict[int, bytes]]] = {}
+
+    def add(self, call: Call, token: int, payload: bytes | None) -> None:
+        """Appends a token of a call."""
+        handles, tokens, payloads = self._columns.setdefault(call.spec.frontend_id, ([], [], {}))
+        if payload is not None:
+            payloads[len(handles)] = payload
+        handles.append(call.spec.stream_handle)
+        tokens.append(token)
+
+    def effects(self) -> list[EmitTokens]:
+        """One effect a frontend."""
+        return [
+            EmitTokens(frontend_id=frontend_id, handles=handles, tokens=tokens, payloads=payloads)
+            for frontend_id, (handles, tokens, payloads) in self._columns.items()
+        ]
+
+
+class ResultReader:
+    """Applies results to calls, blocks and counters."""
+
+    def __init__(self, lifecycle: Lifecycle, counters: Counters, outbox: list[Effect]) -> None:
+        self._lifecycle = lifecycle
+        self._counters = counters
+        self._outbox = outbox
+
+    def take(self, executor: Executor, result: StepCompleted, now: float) -> None:
+        """Applies a result; effects: tokens, one a frontend, then the ends of calls.
+
+        Raises: ProtocolBroken when it contradicts the plan; nothing was changed.
+        """
+        step = _check(executor, result)
+        executor.in_flight.popleft()
+        executor.steps_done += 1
+        self._counters.steps += 1
+        tokens = dict(zip(result.handles, result.tokens, strict=True))
+        columns = TokenColumns()
+        endings = self._apply_rows(executor, step, tokens, result, columns, now)
+        self._outbox.extend(columns.effects())
+        for call, reason, stop_token_id in endings:
+            self._lifecycle.finish(call, now, reason, stop_token_id)
+        for handle, message in result.failures.items():
+            call_or_none = executor.by_handle.get(handle)
+            if call_or_none is not None:
+                self._lifecycle.fail(call_or_none, now, executor_failed(message))
+
+    def _apply_rows(
+        self,
+        executor: Executor,
+        step: StepInFlight,
+        tokens: dict[CallHandle, int],
+        result: StepCompleted,
+        columns: TokenColumns,
+        now: float,
+    ) -> list[Ending]:
+        endings: list[Ending] = []
+        for row in step.rows.values():
+            if not executor.holds(row):
+                continue
+            self._settle_row(executor, row, failed=row.handle in result.failures)
+            self._lifecycle.charge(row.call, result.step_s, now)
+            if row.handle in tokens:
+                token = tokens[row.handle]
+                self._append(row.call, token)
+                columns.add(row.call, token, result.payloads.get(row.handle))
+                ending = stop_reason(row.call, token)
+                if ending is not None:
+                    endings.append((row.call, *ending))
+        return endings
+
+    def _settle_row(self, executor: Executor, row: PlannedRow, *, failed: bool) -> None:
+        """Books that a row's plan is done; its KV counts only while the call holds it."""
+        call = row.call
+        call.in_flight -= 1
+        call.sampling -= row.samples
+        if failed:
+            return
+        end = row.start + row.count
+        self._counters.recomputed_tokens += max(0, min(end, call.computed_ever) - row.start)
+        call.computed_ever = max(call.computed_ever, end)
+        if call.state is CallState.RUNNING:
+            _publish(executor, call, end)
+            call.computed = end
+
+    def _append(self, call: Call, token: int) -> None:
+        call.tokens.append(token)
+        call.program.tokens += 1
+        self._counters.tokens += 1
+
+
+def stop_reason(call: Call, token: int) -> tuple[FinishReason, int | None] | None:
+    """How the newest token ends its call, if it does; the second value names a stop token of the request."""
+    spec = call.spec
+    if call.output_len >= spec.min_tokens:
+        if token == spec.eos_token_id:
+            return FinishReason.STOP, None
+        if token in spec.stop_token_ids:
+            return FinishReason.STOP, token
+    if call.output_len >= spec.max_tokens:
+        return FinishReason.LENGTH, None
+    return None
+
+
+def _publish(executor: Executor, call: Call, end: int) -> None:
+    """Makes the blocks findable that became full by computing up to `end`."""
+    block_size = executor.spec.block_size
+    first, last = call.computed // block_size, end // block_size
+    if not executor.spec.prefix_caching or first == last:
+        return
+    hash_blocks(executor, call, last)
+    for index in range(first, last):
+        executor.pool.publish(call.blocks[index], call.block_hashes[index])
+
+
+def _check(executor: Executor, result: StepCompleted) -> StepInFlight:
+    """The plan that `result` answers.
+
+    Raises: ProtocolBroken.
+    """
+    if not executor.in_flight or executor.in_flight[0].step != result.step:
+        due = executor.in_flight[0].step if executor.in_flight else None
+        raise ProtocolBroken(f"result of step {result.step} came, step {due} is due")
+    step = executor.in_flight[0]
+    if len(result.handles) != len(result.tokens):
+        raise ProtocolBroken(f"{len(result.handles)} handles came with {len(result.tokens)} tokens")
+    if not 0 <= result.step_s < inf:
+        raise ProtocolBroken(f"step {result.step} took {result.step_s} seconds")
+    _check_handles(executor, step, result)
+    vocab_size = executor.spec.vocab_size
+    if result.tokens and (min(result.tokens) < 0 or (vocab_size and max(result.tokens) >= vocab_size)):
+        raise ProtocolBroken(f"step {result.step} has a token outside 0..{vocab_size - 1}")
+    return step
+
+
+def _check_handles(executor: Executor, step: StepInFlight, result: StepCompleted) -> None:
+    sampled = set(result.handles)
+    if len(sampled) != len(result.handles):
+        raise ProtocolBroken(f"step {step.step} has two tokens of one call")
+    for handle in result.handles:
+        if handle not in step.rows or not step.rows[handle].samples:
+            raise ProtocolBroken(f"step {step.step} has a token of call {handle} that was not asked for")
+    for handle in result.failures:
+        if not executor.was_given(handle):
+            raise ProtocolBroken(f"step {step.step} has a failure of unknown call {handle}")
+    for row in step.rows.values():
+        answered = row.handle in sampled or row.handle in result.failures
+        if row.samples and not answered and executor.holds(row):
+            raise ProtocolBroken(f"step {step.step} lacks the token of call {row.handle}")

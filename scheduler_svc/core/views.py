@@ -1,0 +1,118 @@
+"""Makes the frozen snapshots that the core shows. Reads, never changes."""
+
+from dataclasses import asdict
+
+from scheduler_svc.core.call_registry import FrontendCalls
+from scheduler_svc.core.call_states import CallState
+from scheduler_svc.core.counters import Counters
+from scheduler_svc.core.executor import Executor
+from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.process_table import Program
+from scheduler_svc.core.snapshots import (
+    EngineSnapshot,
+    ExecutorSnapshot,
+    ModelSnapshot,
+    ProgramSnapshot,
+    ProgramState,
+    StatisticsSnapshot,
+)
+
+
+def program_snapshot(program: Program, now: float, *, entry_level: int) -> ProgramSnapshot:
+    """A row of the process table.
+
+    Args:
+        entry_level: The level that the program's next call would get.
+    """
+    completed_s = program.last_completion_s
+    return ProgramSnapshot(
+        program_id=program.program_id,
+        tenant=program.tenant,
+        session_key=program.session_key,
+        class_name=program.class_name,
+        state=_state_of(program),
+        live_calls=len(program.live_calls),
+        finished_calls=program.finished_calls,
+        tokens=program.tokens,
+        attained_service_s=program.service_s,
+        waiting_s=program.waiting_s(now),
+        level=min((call.level for call in program.live_calls.values()), default=entry_level),
+        age_s=now - program.opened_s,
+        response_s=0.0 if completed_s is None else completed_s - program.opened_s,
+        executor_ids=tuple(program.executor_ids),
+        prompt_tokens=program.prompt_tokens,
+        preemptions=program.preemptions,
+    )
+
+
+def _state_of(program: Program) -> ProgramState:
+    if program.ended is not None:
+        return program.ended
+    if not program.live_calls:
+        return ProgramState.IDLE
+    runs = any(call.state is CallState.RUNNING for call in program.live_calls.values())
+    return ProgramState.RUNNING if runs else ProgramState.WAITING
+
+
+def executor_snapshot(executor: Executor) -> ExecutorSnapshot:
+    """An attached executor."""
+    spec = executor.spec
+    running = executor.queue.running_count
+    return ExecutorSnapshot(
+        executor_id=spec.executor_id,
+        epoch=spec.epoch,
+        model=spec.model,
+        runner=spec.runner,
+        device=spec.device,
+        running=running,
+        waiting=len(executor.calls) - running,
+        num_blocks=spec.num_blocks,
+        free_blocks=executor.pool.plain,
+        steps=executor.steps_done,
+        draining=executor.draining,
+        simulated=spec.simulated,
+    )
+
+
+def model_snapshots(fleet: Fleet) -> list[ModelSnapshot]:
+    """Models with an executor, by name."""
+    names = sorted({executor.spec.model for executor in fleet})
+    return [_model_snapshot(name, fleet) for name in names]
+
+
+def _model_snapshot(name: str, fleet: Fleet) -> ModelSnapshot:
+    specs = fleet.specs_of(name)
+    formats = set(specs[0].params_formats).intersection(*(spec.params_formats for spec in specs))
+    return ModelSnapshot(
+        model=name,
+        tokenizer_fingerprint=specs[0].tokenizer_fingerprint,
+        max_model_len=min(spec.max_model_len for spec in specs),
+        block_size=min(spec.block_size for spec in specs),
+        num_blocks=sum(spec.num_blocks for spec in specs),
+        executors=len(specs),
+        structured_output_backend=specs[0].structured_output_backend,
+        reasoning_parser=specs[0].reasoning_parser,
+        params_formats=tuple(sorted(formats)),
+        max_call_tokens=min(spec.max_call_tokens for spec in specs),
+        simulated=all(spec.simulated for spec in specs),
+    )
+
+
+def statistics_snapshot(
+    counters: Counters, *, policy: str, live_calls: int, open_programs: int
+) -> StatisticsSnapshot:
+    """Counters and gauges."""
+    return StatisticsSnapshot(
+        **asdict(counters), policy=policy, live_calls=live_calls, open_programs=open_programs
+    )
+
+
+def engine_snapshot(frontend: FrontendCalls, fleet: Fleet) -> EngineSnapshot:
+    """Gauges for one frontend."""
+    blocks = sum(executor.pool.size for executor in fleet)
+    held = sum(executor.pool.held for executor in fleet)
+    return EngineSnapshot(
+        running=frontend.running,
+        waiting=len(frontend.live) - frontend.running,
+        kv_usage=held / blocks if blocks else 0.0,
+    )
