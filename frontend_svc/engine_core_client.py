@@ -31,9 +31,10 @@ from frontend_svc.call_codec import (
 )
 from frontend_svc.call_context import CallContext, CallRegistry, CancelCause
 from frontend_svc.call_table import CallDelta, LiveCall, StepDelta
-from frontend_svc.errors import Refused, refusal
+from frontend_svc.errors import Refused
 from frontend_svc.request_scope import RequestScope, current_scope
 from frontend_svc.scheduler_link import SchedulerLink
+from frontend_svc.vllm_errors import CallRefused
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 
 OUTPUTS_QUEUED_MAX = 64
@@ -68,11 +69,14 @@ class GrpcEngineCoreClient(EngineCoreClient):
     Args:
         model: name under which calls are submitted.
         calls: contexts of calls that did not come over HTTP.
+        on_failure: told the reason of every call that was refused or lost.
 
     `link` is attached afterwards, since the link wants its listener first.
     """
 
-    def __init__(self, *, model: str, calls: CallRegistry) -> None:
+    def __init__(
+        self, *, model: str, calls: CallRegistry, on_failure: Callable[[str], None] = lambda reason: None
+    ) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
         """AsyncLLM reads `engine_dead`; ours never is: a lost scheduler comes back."""
         self.engine_ranks_managed = [0]
@@ -80,6 +84,7 @@ class GrpcEngineCoreClient(EngineCoreClient):
         self.fail_request: FailRequest
         self._model = model
         self._contexts = calls
+        self._on_failure = on_failure
         self._requests: dict[str, _Request] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue(OUTPUTS_QUEUED_MAX)
 
@@ -93,15 +98,20 @@ class GrpcEngineCoreClient(EngineCoreClient):
         """Submit one sample of a request.
 
         Raises:
-            Refused: at the door, or by the program it would belong to.
+            CallRefused: at the door, or because its program cannot be opened.
         """
-        scope = None
+        scope = current_scope.get()
+        try:
+            await self._submit(request, scope)
+        except Refused as error:
+            if scope is not None:
+                scope.refuse(error.refusal)
+            raise CallRefused(error.refusal) from error
+
+    async def _submit(self, request: EngineCoreRequest, scope: RequestScope | None) -> None:
         context = self._contexts.get(request.external_req_id or request.request_id)
         if context is None:
-            scope = current_scope.get()
-            if scope is None:
-                raise Refused(_ORPHAN)
-            context = await scope.next_call()
+            context = await _scoped(scope).next_call()
         call = self.link.submit(submit_of(request, context, model=self._model), request.request_id)
         prompt_tokens = len(request.prompt_token_ids or ())
         self._requests[request.request_id] = _Request(call, context, scope, prompt_tokens)
@@ -159,8 +169,10 @@ class GrpcEngineCoreClient(EngineCoreClient):
             return
         log.warning("call_failed", call_id=request.context.call_id, program_id=request.context.program_id,
                     reason=why.reason, message=why.message)
+        request.context.refusal = why
         if request.scope is not None:
             request.scope.refuse(why)
+        self._on_failure(why.reason)
         self.fail_request(call.tag, why)
 
     def _output(self, delta: CallDelta) -> EngineCoreOutput | None:
@@ -212,5 +224,6 @@ def _log_end(request: _Request, finished: pb.CallFinished) -> None:
     )
 
 
-_ORPHAN = refusal("PROGRAM_UNKNOWN", "the call came by a way that resolves no program")
-
+def _scoped(scope: RequestScope | None) -> RequestScope:
+    assert scope is not None, "a call came through a door that resolves no program"
+    return scope

@@ -30,6 +30,8 @@ from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 OPEN_PATHS = frozenset({"/health"})
 
+Served = Callable[[str, int | None, str], None]
+
 log = structlog.get_logger(__name__)
 
 
@@ -91,14 +93,17 @@ class ProgramDoor:
     Args:
         programs: where programs are opened and ended.
         unavailable: why nothing can be served just now, None when all is well.
+        served: told (path, status, source of the identity) of every request; status None: the client had gone.
     """
 
     def __init__(
-        self, app: ASGIApp, *, programs: OpensPrograms, unavailable: Callable[[], pb.Refusal | None]
+        self, app: ASGIApp, *, programs: OpensPrograms, unavailable: Callable[[], pb.Refusal | None],
+        served: Served = lambda path, status, source: None,
     ) -> None:
         self._app = app
         self._programs = programs
         self._unavailable = unavailable
+        self._served = served
         self._finishing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,6 +126,7 @@ class ProgramDoor:
         finally:
             current_scope.reset(token)
             self._finish(request)
+            self._served(scope["path"], response.status, request.identity.source)
             log.info(
                 "request_served", path=scope["path"], status=response.status, tenant=request.tenant,
                 program_id=request.program_id, call_id=(*request.call_ids, "")[0], calls=len(request.call_ids),

@@ -3,41 +3,24 @@
 What is overridden, and why:
 
     check_admission    vLLM asks before it starts a streamed response: 503 while the scheduler is away
-    _add_request       vLLM leaks a request that its engine core refuses
+    _add_request       vLLM keeps the state of a request for ever when its engine core refuses it
     abort              vLLM does not say why it aborts: a client that went away is not a stop string
-
-`CallRefused` derives from both of vLLM's exceptions that its routes know: the first decides the HTTP status before a
-response has started, the second becomes an error event inside a running stream.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.exceptions import GenerationError, GracefulHTTPError
-from vllm.v1.engine import async_llm
+from vllm.v1.engine import EngineCoreRequest, async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from frontend_svc.engine_core_client import GrpcEngineCoreClient
-from frontend_svc.errors import Refused
-from frontend_svc.http_errors import http_status
-from frontend_svc.request_scope import current_scope
+from frontend_svc.vllm_errors import CallRefused
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
-
-
-class CallRefused(GracefulHTTPError, GenerationError):
-    """A call that was refused or failed, as vLLM's routes understand it. `refusal` says why."""
-
-    def __init__(self, refusal: pb.Refusal) -> None:
-        status = http_status(refusal.reason)
-        GracefulHTTPError.__init__(self, f"{refusal.message} [{refusal.reason}]", HTTPStatus(status))
-        self.status_code = status
-        self.refusal = refusal
 
 
 class ProgramLLM(AsyncLLM):
@@ -81,12 +64,12 @@ class ProgramLLM(AsyncLLM):
         await self.abort(request_ids, internal=True)
         return bool(request_ids)
 
-    async def _add_request(self, request: Any, *args: Any) -> None:
+    async def _add_request(self, request: EngineCoreRequest, *args: Any) -> None:
         try:
             await super()._add_request(request, *args)
-        except Refused as error:
+        except BaseException:
             self.output_processor.abort_requests([request.request_id], internal=True)
-            raise _typed(error) from error
+            raise
 
     def _fail_request(self, request_id: str, why: pb.Refusal) -> None:
         """Raise in the generator that waits for the request; its sibling samples are cancelled."""
@@ -96,14 +79,6 @@ class ProgramLLM(AsyncLLM):
         state.queue.put(CallRefused(why))
         root = state.parent_req.request_id if state.parent_req is not None else request_id
         self.engine_core.cancel(self.output_processor.abort_requests([root], internal=True))
-
-
-def _typed(error: Refused) -> CallRefused:
-    """The exception for vLLM's routes; the request at hand remembers the refusal."""
-    scope = current_scope.get()
-    if scope is not None:
-        scope.refuse(error.refusal)
-    return CallRefused(error.refusal)
 
 
 @contextmanager

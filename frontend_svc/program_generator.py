@@ -19,13 +19,15 @@ from vllm.inputs import EngineInput, TextPrompt, TokensPrompt
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers import ChatParams
+from vllm.renderers.chat_utils import load_chat_template
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.utils.mistral import is_mistral_tokenizer
 
 from frontend_svc import program_calls as calls
 from frontend_svc.call_context import CallContext
 from frontend_svc.errors import Refused, refusal
 from frontend_svc.llm import ProgramLLM
-from frontend_svc.program_limits import empty_prompt, shown
+from frontend_svc.program_limits import empty_prompt, out_of_range, shown
 from frontend_svc.vllm_errors import CallRefused
 
 _NEUTRAL: dict[str, Any] = {
@@ -61,7 +63,7 @@ class VllmGenerator:
     Args:
         llm: the process's AsyncLLM.
         model_names: the names under which its model is served, the first one is the default.
-        chat_template: replaces the model's own; None: the model's.
+        chat_template: file that replaces the model's own template, or its text; None: the model's.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class VllmGenerator:
         self._llm = llm
         self._model_names = tuple(model_names)
         self._chat_params = ChatParams(
-            chat_template=chat_template,
+            chat_template=load_chat_template(chat_template),
             chat_template_kwargs={
                 "add_generation_prompt": True,
                 "continue_final_message": False,
-                "tokenize": False,
+                "tokenize": is_mistral_tokenizer(llm.renderer.tokenizer),
             },
         )
         self._defaults = _NEUTRAL | llm.model_config.get_diff_sampling_param()
@@ -182,13 +184,15 @@ class VllmGenerator:
         """vLLM's parameters: the caller's options, then the model's defaults, then neutral ones."""
         chosen = {name: _first(getattr(sampling, name), self._defaults[name]) for name in _NEUTRAL}
         room = self._llm.model_config.max_model_len - prompt_tokens
-        max_tokens = _first(sampling.max_tokens, self._defaults.get("max_tokens"), room)
-        schema = sampling.json_schema
+        max_tokens = min(_first(sampling.max_tokens, self._defaults.get("max_tokens"), room), room)
+        min_tokens, schema = sampling.min_tokens or 0, sampling.json_schema
+        if min_tokens > max_tokens:
+            raise out_of_range("sampling.min_tokens", f"{max_tokens} tokens", f"{min_tokens} tokens")
         return SamplingParams(
             **chosen,
             seed=sampling.seed,
-            max_tokens=min(max_tokens, room),
-            min_tokens=sampling.min_tokens or 0,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=sampling.ignore_eos,

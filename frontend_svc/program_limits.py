@@ -71,7 +71,7 @@ def check_call_id(call_id: str) -> None:
 def check_interval_s(interval_s: float) -> None:
     """Refuses a watch interval that is negative, endless or not a number."""
     if not 0.0 <= interval_s <= INTERVAL_S_MAX:
-        raise _out_of_range("interval_s", f"0..{INTERVAL_S_MAX:g}", f"{interval_s:g}")
+        raise out_of_range("interval_s", f"0..{INTERVAL_S_MAX:g}", f"{interval_s:g}")
 
 
 def check_call(request: CallRequest) -> None:
@@ -92,10 +92,10 @@ def check_sampling(sampling: Sampling) -> None:
     for field, (least, most, limit) in SAMPLING_RANGES.items():
         value = getattr(sampling, field)
         if value is not None and not (least <= value <= most and math.isfinite(value)):
-            raise _out_of_range(f"sampling.{field}", limit, f"{value:.9g}")
+            raise out_of_range(f"sampling.{field}", limit, f"{value:.9g}")
     if sampling.max_tokens is not None and (sampling.min_tokens or 0) > sampling.max_tokens:
         limit = f"max_tokens = {sampling.max_tokens}"
-        raise _out_of_range("sampling.min_tokens", limit, str(sampling.min_tokens))
+        raise out_of_range("sampling.min_tokens", limit, str(sampling.min_tokens))
     _check_stops(sampling)
     _check_json_schema(sampling.json_schema)
 
@@ -104,7 +104,7 @@ def _check_stops(sampling: Sampling) -> None:
     _check_count("sampling.stop", sampling.stop, STOPS_MAX)
     for stop in sampling.stop:
         if not 1 <= len(stop) <= STOP_CHARS_MAX:
-            raise _out_of_range("sampling.stop", f"1..{STOP_CHARS_MAX} characters", f"{len(stop)} characters")
+            raise out_of_range("sampling.stop", f"1..{STOP_CHARS_MAX} characters", f"{len(stop)} characters")
     _check_count("sampling.stop_token_ids", sampling.stop_token_ids, STOP_TOKEN_IDS_MAX)
     for token_id in sampling.stop_token_ids:
         _check_token_id("sampling.stop_token_ids", token_id)
@@ -113,7 +113,7 @@ def _check_stops(sampling: Sampling) -> None:
 def _check_json_schema(schema: str) -> None:
     field = "sampling.json_schema"
     if len(schema) > JSON_SCHEMA_CHARS_MAX:
-        raise _out_of_range(field, f"{JSON_SCHEMA_CHARS_MAX} characters", f"{len(schema)} characters")
+        raise out_of_range(field, f"{JSON_SCHEMA_CHARS_MAX} characters", f"{len(schema)} characters")
     if not schema:
         return
     try:
@@ -155,14 +155,14 @@ def _check_token_id(field: str, token_id: int) -> None:
 
 def _check_name(field: str, name: str, chars_max: int) -> None:
     if len(name) > chars_max:
-        raise _out_of_range(field, f"{chars_max} characters", f"{len(name)} characters")
+        raise out_of_range(field, f"{chars_max} characters", f"{len(name)} characters")
     if not name.isprintable():
         raise invalid(field, "printable characters", f"{len(name)} characters")
 
 
 def _check_count(field: str, items: Sequence[object], count_max: int) -> None:
     if len(items) > count_max:
-        raise _out_of_range(field, f"{count_max} items", f"{len(items)} items")
+        raise out_of_range(field, f"{count_max} items", f"{len(items)} items")
 
 
 def shown(value: str) -> str:
@@ -172,7 +172,8 @@ def shown(value: str) -> str:
     return f"{len(value)} characters"
 
 
-def _out_of_range(field: str, limit: str, value: str) -> Refused:
+def out_of_range(field: str, limit: str, value: str) -> Refused:
+    """The error for a number, a length or a count outside of its limit."""
     message = f"{field} is out of range: {value} where the limit is {limit}"
     return Refused(refusal("PARAMETER_OUT_OF_RANGE", message, field=field, limit=limit, value=value))
 

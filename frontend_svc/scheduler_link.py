@@ -103,6 +103,15 @@ class SchedulerLink:
         if self._channel is not None:
             await self._channel.close()
 
+    async def wait_closed(self) -> None:
+        """Wait until the link has ended, which it does by `close` only.
+
+        Raises:
+            Exception: it ended by an error of ours.
+        """
+        assert self._task is not None, "wait_closed before start"
+        await asyncio.shield(self._task)
+
     async def wait_up(self, timeout_s: float) -> None:
         """Wait for the scheduler's welcome.
 
@@ -212,7 +221,7 @@ class SchedulerLink:
             if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
                 raise ProtocolBroken("the scheduler's first message is not a welcome")
             await self._welcome(first.welcome)
-            async for message in stream:
+            while (message := await stream.read()) is not grpc.aio.EOF:
                 await self._handle(message)
         except TimeoutError:
             raise SchedulerLost(f"no welcome within {WELCOME_TIMEOUT_S:g} s") from None

@@ -1,0 +1,69 @@
+"""The HTTP application: vLLM's OpenAI routes, only those that are ours, behind our doors.
+
+`ROUTES` is the whole surface. vLLM brings about forty routes (profiling, LoRA loading, elastic scaling, raw metrics,
+SageMaker's /invocations, ...): everything that is not listed is removed, so a new one in a later version stays closed
+until somebody lists it.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+from fastapi import APIRouter, FastAPI, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+
+from frontend_svc.auth import ApiKeys
+from frontend_svc.errors import Refused
+from frontend_svc.http_door import Authentication, BodyLimit, ProgramDoor, Served
+from frontend_svc.http_errors import refused_handler
+from frontend_svc.llm import ProgramLLM
+from frontend_svc.request_scope import OpensPrograms
+from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+
+TASKS = ("generate",)
+ROUTES: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("GET", "/v1/models"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/version"),
+    }
+)
+"""What is kept of vLLM's routes. `/health` and `/v1/programs` are ours."""
+
+Unavailable = Callable[[], pb.Refusal | None]
+
+
+async def vllm_app(llm: ProgramLLM, args: Namespace, *, unavailable: Unavailable, programs: APIRouter) -> FastAPI:
+    """vLLM's application reduced to `ROUTES`, plus /health and the program routes."""
+    app = build_app(args, TASKS, llm.model_config)
+    await init_app_state(llm, app.state, args, TASKS)
+    app.router.routes[:] = [route for route in app.router.routes if _is_kept(route)]
+    app.add_exception_handler(Refused, refused_handler)
+    app.include_router(programs)
+
+    @app.get("/health")
+    def health() -> Response:
+        return Response(status_code=200 if unavailable() is None else 503)
+
+    return app
+
+
+def behind_doors(
+    app: ASGIApp, *, keys: ApiKeys, max_body_bytes: int, programs: OpensPrograms, unavailable: Unavailable,
+    served: Served,
+) -> ASGIApp:
+    """The application as the world sees it: key first, then size, then program."""
+    door = ProgramDoor(app, programs=programs, unavailable=unavailable, served=served)
+    return Authentication(BodyLimit(door, max_bytes=max_body_bytes), keys=keys)
+
+
+def _is_kept(route: object) -> bool:
+    return isinstance(route, Route) and any((method, route.path) in ROUTES for method in route.methods or ())
