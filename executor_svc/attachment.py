@@ -171,4 +171,8 @@ class Attachment:
 async def _next(call: Call) -> pb.AttachResponse | None:
     """The next message; None when the scheduler ended the stream in good order."""
     message = await call.read()
-    return message if isinstance(message, pb.AttachResponse) else None
+    if message is grpc.aio.EOF:
+        return None
+    if not isinstance(message, pb.AttachResponse):  # grpc returns None for what it cannot decode
+        raise PlanViolation("the scheduler sent bytes that are no AttachResponse")
+    return message
