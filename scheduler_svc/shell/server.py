@@ -114,8 +114,8 @@ class SchedulerServer:
 
     async def drain(self) -> None:
         """Refuses what is new, lets live calls finish within `drain_s`, hands over what was generated."""
-        await self._grpc.set_serving(False)
         self._door.close()
+        await self._grpc.set_serving(False)
         log.info("scheduler_draining", live_calls=self._live_calls, drain_s=self._settings.drain_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):
