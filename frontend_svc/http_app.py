@@ -45,6 +45,8 @@ async def vllm_app(llm: ProgramLLM, args: Namespace, *, unavailable: Unavailable
     """vLLM's application reduced to `ROUTES`, plus /health and the program routes."""
     app = build_app(args, TASKS, llm.model_config)
     await init_app_state(llm, app.state, args, TASKS)
+    for base_model in app.state.openai_serving_models.base_model_paths:
+        base_model.model_path = base_model.name  # /v1/models would tell a path of this machine
     app.router.routes[:] = [route for route in app.router.routes if _is_kept(route)]
     app.add_exception_handler(Refused, refused_handler)
     app.include_router(programs)

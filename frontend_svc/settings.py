@@ -104,6 +104,7 @@ class FrontendSettings(ServiceSettings):
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            "SAGEMAKER_CONTAINER_LOG_LEVEL": self.log_level.upper(),  # a library of vLLM's silences the root logger
         }
         if Path(self.model).is_dir():
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
