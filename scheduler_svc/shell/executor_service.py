@@ -13,7 +13,7 @@ import structlog
 
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1 import executor_pb2_grpc as pb_grpc
-from scheduler_svc.core.errors import CoreError, ProtocolBroken, Refused
+from scheduler_svc.core.errors import CoreError, ProtocolBroken, Refusal, Refused
 from scheduler_svc.core.events import ExecutorDrainRequested, ExecutorJoined, ExecutorLost
 from scheduler_svc.shell import executor_wire
 from scheduler_svc.shell.core_loop import CoreLoop, Turn
@@ -57,22 +57,29 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
     async def Attach(self, request_iterator: AsyncIterator[pb.AttachRequest], context: Context) -> None:
         """Serves one executor until its stream ends."""
         requests = aiter(request_iterator)
-        session: ExecutorSession | None = None
         try:
             session = await self._register(requests)
-            await self._loop.request(lambda turn: self._attach(session, turn))
-            await run_stream(
-                context,
-                read=self._read(requests, session),
-                write=session.write_to(context.write),
-                end=session.end,
-            )
+            refusal = await self._serve(session, requests, context)
         except Refused as refused:
             log.warning("executor_refused", peer=context.peer(), **_refusal_keys(refused))
-            await abort_with(context, refused.refusal)
+            refusal = refused.refusal
+        if refusal is not None:
+            await abort_with(context, refusal)
+
+    async def _serve(
+        self, session: ExecutorSession, requests: AsyncIterator[pb.AttachRequest], context: Context
+    ) -> Refusal | None:
+        """Returns: what the executor is to be told at the end.
+
+        Raises: Refused when the core does not take it.
+        """
+        try:
+            await self._loop.request(lambda turn: self._attach(session, turn))
+            return await run_stream(
+                read=self._read(requests, session), write=session.write_to(context.write), end=session.end
+            )
         finally:
-            if session is not None:
-                self._detach(session)
+            self._detach(session)
 
     # ── joining and leaving ─────────────────────────────────────────────────────────────────────────
 

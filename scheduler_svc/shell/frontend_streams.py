@@ -77,20 +77,19 @@ class FrontendStreams:
     async def serve(self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context) -> None:
         """Serves one frontend until its stream ends.
 
-        Raises: Refused when the stream does not open with a Hello that we can take.
+        Raises: Refused when the stream does not open with a Hello that we can take, or is ended by us.
         """
         requests = aiter(request_iterator)
         request = await first_message(requests, timeout_s=self._hello_timeout_s, expected="hello")
         session = self._open(_checked_hello(request))
         try:
-            await run_stream(
-                context,
-                read=self._read(requests, session),
-                write=session.write_to(context.write),
-                end=session.end,
+            refusal = await run_stream(
+                read=self._read(requests, session), write=session.write_to(context.write), end=session.end
             )
         finally:
             self._ended(session)
+        if refusal is not None:
+            raise Refused(refusal)
 
     # ── coming and going ────────────────────────────────────────────────────────────────────────────
 

@@ -83,7 +83,6 @@ async def _answer(work: Awaitable[R], context: Context) -> R:
         return await work
     except Refused as refused:
         await abort_with(context, refused.refusal)
-        raise
 
 
 async def _now(work: Any, request: Any) -> Any:

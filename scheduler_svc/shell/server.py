@@ -54,12 +54,12 @@ class SchedulerServer:
         self._core: CoreLike = core or Core(settings.core_config())
         self._clock = clock or MonotonicClock()
         self._executors = ExecutorRegistry()
-        self._frontends = FrontendRegistry()
+        self.frontends = FrontendRegistry()
         self._metrics = SchedulerMetrics()
         self._call_log = CallLog(self._metrics)
         self._door = Door(_door_limits(settings), self._executors.facts)
         self._turned = asyncio.Event()
-        router = EffectRouter(self._executors, self._frontends, self._call_log)
+        router = EffectRouter(self._executors, self.frontends, self._call_log)
         self._loop = CoreLoop(self._core, self._clock, carry_out=router.carry_out, on_turn=self._after_turn)
         self._grpc = GrpcServer(
             host=settings.host,
@@ -126,7 +126,7 @@ class SchedulerServer:
 
     async def close(self) -> None:
         """Ends everything at once."""
-        self._frontends.end_all()
+        self.frontends.end_all()
         self._executors.end_all()
         await self._grpc.stop(HAND_OVER_S)
         for task in self._tasks:
@@ -152,7 +152,7 @@ class SchedulerServer:
             await self._turned.wait()
 
     async def _hand_over(self) -> None:
-        written = [asyncio.create_task(session.wait_written()) for session in self._frontends]
+        written = [asyncio.create_task(session.wait_written()) for session in self.frontends]
         if written:
             await asyncio.wait(written, timeout=HAND_OVER_S)
         for task in written:
@@ -164,7 +164,7 @@ class SchedulerServer:
                 Gauges(
                     statistics=self._core.statistics(),
                     executors=self._executors.count_by_model(),
-                    frontends=self._frontends.connected,
+                    frontends=self.frontends.connected,
                     inbox_length=self._loop.inbox_length,
                 )
             )
@@ -198,7 +198,7 @@ class SchedulerServer:
             max_plans_in_flight=settings.max_plans_in_flight,
             outbox_max=2 * settings.live_calls_max,
             registration_timeout_s=settings.hello_timeout_s,
-            on_membership=lambda: self._frontends.announce_models(self._core.models()),
+            on_membership=lambda: self.frontends.announce_models(self._core.models()),
             on_step=self._metrics.step,
         )
 
@@ -206,7 +206,7 @@ class SchedulerServer:
         settings = self._settings
         streams = FrontendStreams(
             self._loop,
-            self._frontends,
+            self.frontends,
             self._door,
             self._call_log,
             self._clock,

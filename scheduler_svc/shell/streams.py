@@ -6,7 +6,7 @@ because we say so: `StreamEnd.refuse` carries the typed error, `StreamEnd.close`
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
@@ -70,15 +70,12 @@ async def first_message(requests: AsyncIterator[M], *, timeout_s: float, expecte
 
 
 async def run_stream(
-    context: grpc.aio.ServicerContext[Any, Any],
-    *,
-    read: Coroutine[Any, Any, None],
-    write: Coroutine[Any, Any, None],
-    end: StreamEnd,
-) -> None:
+    *, read: Coroutine[Any, Any, None], write: Coroutine[Any, Any, None], end: StreamEnd
+) -> Refusal | None:
     """Runs both directions until the peer has ended its side or `end` is decided.
 
-    Raises: what `abort` raises when the end is a typed error; ProtocolBroken of `read` becomes one.
+    Returns: the typed error that the peer is to be told, after everybody else has been told that it is gone: a
+    peer that does not read may take for ever to hear it. ProtocolBroken of `read` becomes one. None: nothing.
     """
     ended = asyncio.create_task(end.wait())
     tasks = [asyncio.create_task(read), asyncio.create_task(write), ended]
@@ -90,10 +87,7 @@ async def run_stream(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    if end.decided:
-        refusal = await end.wait()
-        if refusal is not None:
-            await abort_with(context, refusal)
+    return await end.wait() if end.decided else None
 
 
 def _note_failure(task: "asyncio.Task[Any]", end: StreamEnd) -> None:
@@ -104,15 +98,18 @@ def _note_failure(task: "asyncio.Task[Any]", end: StreamEnd) -> None:
         raise error
 
 
-async def abort_with(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
-    """Ends an RPC with a refusal; never returns."""
-    await abort(
-        context,
-        None,
-        refusal.reason,
-        refusal.message,
-        field=refusal.field,
-        limit=refusal.limit,
-        value=refusal.value,
-        retry_after_s=refusal.retry_after_s,
-    )
+async def abort_with(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> NoReturn:
+    """Ends an RPC with a refusal; never returns. A peer that has gone meanwhile is not told."""
+    try:
+        await abort(
+            context,
+            None,
+            refusal.reason,
+            refusal.message,
+            field=refusal.field,
+            limit=refusal.limit,
+            value=refusal.value,
+            retry_after_s=refusal.retry_after_s,
+        )
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError("the peer has gone") from error
