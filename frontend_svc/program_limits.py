@@ -21,7 +21,7 @@ STOPS_MAX = 16
 STOP_CHARS_MAX = 256
 STOP_TOKEN_IDS_MAX = 256
 JSON_SCHEMA_CHARS_MAX = 131_072
-INTERVAL_S_MAX = 3600.0
+INTERVAL_S_MIN, INTERVAL_S_MAX = 0.1, 3600.0
 ROLES = ("system", "user", "assistant", "tool")
 
 _INT32_MAX = 2**31 - 1
@@ -69,9 +69,10 @@ def check_call_id(call_id: str) -> None:
 
 
 def check_interval_s(interval_s: float) -> None:
-    """Refuses a watch interval that is negative, endless or not a number."""
-    if not 0.0 <= interval_s <= INTERVAL_S_MAX:
-        raise out_of_range("interval_s", f"0..{INTERVAL_S_MAX:g}", f"{interval_s:g}")
+    """Refuses a watch interval that the scheduler would refuse; 0 asks for the default."""
+    if interval_s != 0.0 and not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
+        limit = f"0, or {INTERVAL_S_MIN:g}..{INTERVAL_S_MAX:g}"
+        raise out_of_range("interval_s", limit, f"{interval_s:g}")
 
 
 def check_call(request: CallRequest) -> None:

@@ -106,7 +106,7 @@ def test_a_class_name_has_64_characters_at_most() -> None:
         limits.check_class_name("c" * 65)
 
 
-@pytest.mark.parametrize("interval_s", [-1.0, math.nan, math.inf, 3601.0])
+@pytest.mark.parametrize("interval_s", [-1.0, 0.05, math.nan, math.inf, 3601.0])
 def test_watch_intervals_are_bounded(interval_s: float) -> None:
     with pytest.raises(Refused) as caught:
         limits.check_interval_s(interval_s)
