@@ -1,9 +1,9 @@
 """API keys: who is the caller?
 
-Each key belongs to a tenant; programs, sessions and prefix caches of tenants never meet. Keys are kept as SHA-256
-digests and every one of them is compared in constant time, so that neither a log, a dump nor the time of an answer
-tells a key. Without keys everybody is the tenant `default`, and `settings` sees to it that the server then listens
-on loopback only.
+Each key belongs to a tenant; programs, sessions and prefix caches of tenants never meet. Keys are kept as
+SHA-256 digests and every one of them is compared in constant time, so that neither a log, a dump nor the
+time of an answer tells a key. Without keys everybody is the tenant `default`, and `settings` sees to it
+that the server then listens on loopback only.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def parse_api_keys(text: str) -> ApiKeys:
     Raises:
         ValueError: an entry that is not `tenant:key`; the key itself is never in the message.
     """
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for line in text.splitlines():
         for entry in line.partition("#")[0].split(","):
             if entry.strip():

@@ -1,8 +1,8 @@
 """vLLM's engine-core messages <-> scheduler/v1 messages, call by call. No I/O, no state.
 
-What the protocol cannot carry is refused here with the name of the request field: the one place that knows both
-sides. `submit_of` sends typed fields only for what the scheduler needs; everything else of SamplingParams travels
-as opaque bytes (`params_codec`).
+What the protocol cannot carry is refused here with the name of the request field: the one place that knows
+both sides. `submit_of` sends typed fields only for what the scheduler needs; everything else of
+SamplingParams travels as opaque bytes (`params_codec`).
 """
 
 from collections.abc import Callable, Sequence
@@ -53,23 +53,33 @@ def submit_of(request: EngineCoreRequest, context: CallContext, *, model: str) -
     """The call as the scheduler takes it; its handle is given later.
 
     Raises:
-        Refused: the request uses something that cannot be carried (PARAMETER_OUT_OF_RANGE, naming it).
+        Refused: the request uses something that cannot be carried (PARAMETER_INVALID, naming it).
     """
     for field, used in _UNSUPPORTED:
         if used(request):
             message = f"{field} is not supported by this server"
-            raise Refused(refusal("PARAMETER_OUT_OF_RANGE", message, field=field, limit="not supported"))
+            raise Refused(refusal("PARAMETER_INVALID", message, field=field, limit="not supported"))
     params = request.sampling_params
-    assert isinstance(params, SamplingParams) and request.prompt_token_ids is not None
+    assert isinstance(params, SamplingParams)
+    assert request.prompt_token_ids is not None
     return pb.Submit(
-        call_id=context.call_id, tenant=context.tenant, program_id=context.program_id,
-        thread_id=context.thread_id, parent_call_ids=context.parent_call_ids, model=model,
-        prompt_token_ids=pack_i32(request.prompt_token_ids), max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens, stop_token_ids=pack_i32(params.stop_token_ids or ()),
-        eos_token_id=params.eos_token_id, params=encode_params(request), params_format=PARAMS_FORMAT,
+        call_id=context.call_id,
+        tenant=context.tenant,
+        program_id=context.program_id,
+        thread_id=context.thread_id,
+        parent_call_ids=context.parent_call_ids,
+        model=model,
+        prompt_token_ids=pack_i32(request.prompt_token_ids),
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop_token_ids=pack_i32(params.stop_token_ids or ()),
+        eos_token_id=params.eos_token_id,
+        params=encode_params(request),
+        params_format=PARAMS_FORMAT,
         needs_preparation=params.structured_outputs is not None,
         skip_reading_prefix_cache=bool(params.skip_reading_prefix_cache),
-        cache_salt=request.cache_salt or "", deadline_s=context.remaining_s(),
+        cache_salt=request.cache_salt or "",
+        deadline_s=context.remaining_s(),
     )
 
 

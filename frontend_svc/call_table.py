@@ -1,12 +1,13 @@
 """The live calls of one frontend: pure bookkeeping between scheduler messages and whoever waits for tokens.
 
-Theory of operation. A call gets a small int (its *handle*) that names it in the columns of the stream. The table
-hands out handles, keeps every live call together with the tokens received so far (a later frontend resubmits from
-them after a lost scheduler), and splits the columns of `StepOutputs` into one `CallDelta` a call. It does no I/O.
+Theory of operation. A call gets a small int (its *handle*) that names it in the columns of the stream. The
+table hands out handles, keeps every live call together with the tokens received so far (a later frontend
+resubmits from them after a lost scheduler), and splits the columns of `StepOutputs` into one `CallDelta` a
+call. It does no I/O.
 
-Guarantees: a handle is not given out again while its call is live; tokens of a call come in order and before its
-end; nothing is delivered for a call after it was dropped or has ended. Memory is bounded by `limit` calls and their
-`max_tokens`.
+Guarantees: a handle is not given out again while its call is live; tokens of a call come in order and
+before its end; nothing is delivered for a call after it was dropped or has ended. Memory is bounded by
+`limit` calls and their `max_tokens`.
 """
 
 from collections.abc import Iterable

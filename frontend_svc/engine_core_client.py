@@ -1,13 +1,14 @@
-"""vLLM's view of the scheduler: an `EngineCoreClient` whose engine core is on the other side of a `SchedulerLink`.
+"""vLLM's view of the scheduler: an `EngineCoreClient` whose engine core is on the other side of a
+`SchedulerLink`.
 
-Theory of operation. AsyncLLM hands over one `EngineCoreRequest` a sample and pulls `EngineCoreOutputs`; both are
-translated call by call (`call_codec`) and named by vLLM's internal request id, which is the link's tag. Which program
-a request belongs to is asked of `call_sources`. A bounded queue lies between the link and AsyncLLM's output loop:
-while the loop is behind, the link reads nothing and the scheduler is held back.
+Theory of operation. AsyncLLM hands over one `EngineCoreRequest` a sample and pulls `EngineCoreOutputs`;
+both are translated call by call (`call_codec`) and named by vLLM's internal request id, which is the link's
+tag. Which program a request belongs to is asked of `call_sources`. A bounded queue lies between the link
+and AsyncLLM's output loop: while the loop is behind, the link reads nothing and the scheduler is held back.
 
-Failures never pass through that queue. vLLM ends the whole HTTP process when an engine core dies, and has no typed
-error for a single request; so a refused or lost call is reported at once to `fail_request`, by which
-`llm.ProgramLLM` raises an exception in the one generator that waits for it.
+Failures never pass through that queue. vLLM ends the whole HTTP process when an engine core dies, and has
+no typed error for a single request; so a refused or lost call is reported at once to `fail_request`, by
+which `llm.ProgramLLM` raises an exception in the one generator that waits for it.
 """
 
 import asyncio
@@ -115,8 +116,13 @@ class GrpcEngineCoreClient(EngineCoreClient):
         call = self.link.submit(submit_of(request, context, model=self._model), request.request_id)
         prompt_tokens = len(request.prompt_token_ids or ())
         self._requests[request.request_id] = _Request(call, context, scope, prompt_tokens)
-        log.debug("call_submitted", call_id=context.call_id, program_id=context.program_id,
-                  prompt_tokens=prompt_tokens, max_tokens=call.submit.max_tokens)
+        log.debug(
+            "call_submitted",
+            call_id=context.call_id,
+            program_id=context.program_id,
+            prompt_tokens=prompt_tokens,
+            max_tokens=call.submit.max_tokens,
+        )
 
     async def get_output_async(self) -> EngineCoreOutputs:
         """The outputs of the next scheduler message that has any. Never raises."""
@@ -167,8 +173,13 @@ class GrpcEngineCoreClient(EngineCoreClient):
         request = self._requests.pop(call.tag, None)
         if request is None:
             return
-        log.warning("call_failed", call_id=request.context.call_id, program_id=request.context.program_id,
-                    reason=why.reason, message=why.message)
+        log.warning(
+            "call_failed",
+            call_id=request.context.call_id,
+            program_id=request.context.program_id,
+            reason=why.reason,
+            message=why.message,
+        )
         request.context.refusal = why
         if request.scope is not None:
             request.scope.refuse(why)
@@ -197,7 +208,9 @@ class GrpcEngineCoreClient(EngineCoreClient):
 def _engine_output(delta: CallDelta, request: _Request) -> EngineCoreOutput:
     sampled, prompt = logprobs_of(delta.payloads) if delta.payloads else (None, None)
     output = EngineCoreOutput(
-        request_id=delta.call.tag, new_token_ids=delta.token_ids, new_logprobs=sampled,
+        request_id=delta.call.tag,
+        new_token_ids=delta.token_ids,
+        new_logprobs=sampled,
         new_prompt_logprobs_tensors=prompt,
     )
     if request.started is not None:
@@ -216,10 +229,16 @@ def _log_end(request: _Request, finished: pb.CallFinished) -> None:
     """The one canonical line of a call."""
     context, call = request.context, request.call
     log.info(
-        "call_finished", call_id=context.call_id, program_id=context.program_id, tenant=context.tenant,
-        reason=str(FINISH_REASONS[finished.reason]), prompt_tokens=request.prompt_tokens,
-        tokens=len(call.token_ids), service_s=round(finished.service_s, 6),
-        waiting_s=round(finished.waiting_s, 6), preemptions=finished.preemptions,
+        "call_finished",
+        call_id=context.call_id,
+        program_id=context.program_id,
+        tenant=context.tenant,
+        reason=str(FINISH_REASONS[finished.reason]),
+        prompt_tokens=request.prompt_tokens,
+        tokens=len(call.token_ids),
+        service_s=round(finished.service_s, 6),
+        waiting_s=round(finished.waiting_s, 6),
+        preemptions=finished.preemptions,
         duration_s=round(time.monotonic() - request.arrived, 6),
     )
 

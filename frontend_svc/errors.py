@@ -1,12 +1,12 @@
 """Errors of the frontend.
 
     FrontendError
-    ├── Refused                 refused at the door, or ended later by the scheduler: carries a typed `Refusal`
-    │   └── SchedulerLost       there is no scheduler to ask; trying again makes sense
-    └── ProtocolBroken          the scheduler sent what it must not send; the stream is closed
+    ├── Refused               refused at the door, or ended later by the scheduler: carries a typed `Refusal`
+    │   └── SchedulerLost     there is no scheduler to ask; trying again makes sense
+    └── ProtocolBroken        the scheduler sent what it must not send; the stream is closed
 
-`grpc.RpcError` never leaves this package: `refused_from_rpc` turns it into `Refused`. The HTTP code and the gRPC
-status of a refusal come from the one table in `svc_runtime.rpc_errors`, looked up by `reason`.
+`grpc.RpcError` never leaves this package: `refused_from_rpc` turns it into `Refused`. The HTTP code and the
+gRPC status of a refusal come from the one table in `svc_runtime.rpc_errors`, looked up by `reason`.
 """
 
 import grpc
@@ -26,7 +26,8 @@ class Refused(FrontendError):
     """A call or a program operation that cannot be served.
 
     Args:
-        refusal: what is wrong; `reason` is UPPER_SNAKE and stable, `retry_after_s` is absent when trying again
+        refusal: what is wrong; `reason` is UPPER_SNAKE and stable, `retry_after_s` is absent when trying
+        again
             makes no sense.
     """
 
@@ -47,12 +48,21 @@ class ProtocolBroken(FrontendError):
 
 
 def refusal(
-    reason: str, message: str, *, field: str = "", limit: object = "", value: object = "",
+    reason: str,
+    message: str,
+    *,
+    field: str = "",
+    limit: object = "",
+    value: object = "",
     retry_after_s: float | None = None,
 ) -> pb.Refusal:
     """Build a refusal; `limit` and `value` are written as text."""
     return pb.Refusal(
-        reason=reason, message=message, field=field, limit=str(limit), value=str(value),
+        reason=reason,
+        message=message,
+        field=field,
+        limit=str(limit),
+        value=str(value),
         retry_after_s=retry_after_s,
     )
 
@@ -63,6 +73,12 @@ def refused_from_rpc(error: grpc.RpcError) -> Refused:
     if not failure.reason:
         return SchedulerLost(f"the scheduler did not answer: {failure.message or failure.code.name}")
     return Refused(
-        refusal(failure.reason, failure.message, field=failure.field, limit=failure.limit,
-                value=failure.value, retry_after_s=failure.retry_after_s)
+        refusal(
+            failure.reason,
+            failure.message,
+            field=failure.field,
+            limit=failure.limit,
+            value=failure.value,
+            retry_after_s=failure.retry_after_s,
+        )
     )

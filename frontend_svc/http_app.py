@@ -1,8 +1,8 @@
 """The HTTP application: vLLM's OpenAI routes, only those that are ours, behind our doors.
 
-`ROUTES` is the whole surface. vLLM brings about forty routes (profiling, LoRA loading, elastic scaling, raw metrics,
-SageMaker's /invocations, ...): everything that is not listed is removed, so a new one in a later version stays closed
-until somebody lists it.
+`ROUTES` is the whole surface. vLLM brings about forty routes (profiling, LoRA loading, elastic scaling, raw
+metrics, SageMaker's /invocations, ...): everything that is not listed is removed, so a new one in a later
+version stays closed until somebody lists it.
 """
 
 from argparse import Namespace
@@ -15,6 +15,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
 from frontend_svc.auth import ApiKeys
+from frontend_svc.call_context import CallRegistry
 from frontend_svc.errors import Refused
 from frontend_svc.http_door import Authentication, BodyLimit, ProgramDoor, Served
 from frontend_svc.http_errors import refused_handler
@@ -41,7 +42,9 @@ ROUTES: frozenset[tuple[str, str]] = frozenset(
 Unavailable = Callable[[], pb.Refusal | None]
 
 
-async def vllm_app(llm: ProgramLLM, args: Namespace, *, unavailable: Unavailable, programs: APIRouter) -> FastAPI:
+async def vllm_app(
+    llm: ProgramLLM, args: Namespace, *, unavailable: Unavailable, programs: APIRouter
+) -> FastAPI:
     """vLLM's application reduced to `ROUTES`, plus /health and the program routes."""
     app = build_app(args, TASKS, llm.model_config)
     await init_app_state(llm, app.state, args, TASKS)
@@ -51,19 +54,22 @@ async def vllm_app(llm: ProgramLLM, args: Namespace, *, unavailable: Unavailable
     app.add_exception_handler(Refused, refused_handler)
     app.include_router(programs)
 
-    @app.get("/health")
-    def health() -> Response:
-        return Response(status_code=200 if unavailable() is None else 503)
-
+    app.add_api_route("/health", lambda: Response(status_code=200 if unavailable() is None else 503))
     return app
 
 
 def behind_doors(
-    app: ASGIApp, *, keys: ApiKeys, max_body_bytes: int, programs: OpensPrograms, unavailable: Unavailable,
+    app: ASGIApp,
+    *,
+    keys: ApiKeys,
+    max_body_bytes: int,
+    programs: OpensPrograms,
+    unavailable: Unavailable,
+    calls: CallRegistry,
     served: Served,
 ) -> ASGIApp:
     """The application as the world sees it: key first, then size, then program."""
-    door = ProgramDoor(app, programs=programs, unavailable=unavailable, served=served)
+    door = ProgramDoor(app, programs=programs, unavailable=unavailable, calls=calls, served=served)
     return Authentication(BodyLimit(door, max_bytes=max_body_bytes), keys=keys)
 
 

@@ -4,12 +4,12 @@ Theory of operation. Three plain ASGI layers, outermost first:
 
     Authentication   /health is open; everything else needs a key when there are keys. Sets the tenant.
     BodyLimit        reads the body, bounded, and replays it.
-    ProgramDoor      on the generation routes: resolves the program, puts a `RequestScope` in place, answers 503
-                     while nothing can be served, and finishes the program afterwards if the request says so.
+    ProgramDoor      on the generation routes: resolves the program, puts a `RequestScope` in place, answers
+                     503 while nothing can be served, and finishes the program if the request says so.
 
-vLLM starts a streamed response before the scheduler has seen the call, so `ProgramDoor` holds the first messages of
-a response back until a call of the request has answered or the response ends. A call refused in between becomes a
-real HTTP status, and the response headers can name the program.
+vLLM starts a streamed response before the scheduler has seen the call, so `ProgramDoor` holds the first
+messages of a response back until a call of the request has answered or the response ends. A call refused in
+between becomes a real HTTP status, and the response headers can name the program.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend_svc.auth import ApiKeys
+from frontend_svc.call_context import CallRegistry
 from frontend_svc.errors import Refused, refusal
 from frontend_svc.http_errors import error_response
 from frontend_svc.identity import body_keys, resolve
@@ -91,18 +92,24 @@ class ProgramDoor:
     """Resolves the program of each generation request.
 
     Args:
-        programs: where programs are opened and ended.
-        unavailable: why nothing can be served just now, None when all is well.
-        served: told (path, status, source of the identity) of every request; status None: the client had gone.
+        programs: where programs are opened and ended. unavailable: why nothing can be served just now, None
+        when all is well. calls: live calls of this frontend, so that they can be cancelled by id. served:
+        told (path, status, source of the identity) of every request; status None: the client had gone.
     """
 
     def __init__(
-        self, app: ASGIApp, *, programs: OpensPrograms, unavailable: Callable[[], pb.Refusal | None],
+        self,
+        app: ASGIApp,
+        *,
+        programs: OpensPrograms,
+        unavailable: Callable[[], pb.Refusal | None],
+        calls: CallRegistry,
         served: Served = lambda path, status, source: None,
     ) -> None:
         self._app = app
         self._programs = programs
         self._unavailable = unavailable
+        self._calls = calls
         self._served = served
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -115,7 +122,7 @@ class ProgramDoor:
             identity = resolve(Headers(scope=scope), body_keys(scope["state"]["body"]))
         except Refused as error:
             return await _refuse(error.refusal, scope, receive, send)
-        request = RequestScope(scope["state"]["tenant"], identity, self._programs)
+        request = RequestScope(scope["state"]["tenant"], identity, self._programs, self._calls)
         return await self._serve(request, scope, receive, send)
 
     async def _serve(self, request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,14 +130,24 @@ class ProgramDoor:
         token = current_scope.set(request)
         try:
             await self._app(scope, receive, response.send)
+        except Exception:
+            if request.refusal is None:
+                raise
+            await response.fail(request.refusal)
         finally:
             current_scope.reset(token)
             self._finish(request)
             self._served(scope["path"], response.status, request.identity.source)
             log.info(
-                "request_served", path=scope["path"], status=response.status, tenant=request.tenant,
-                program_id=request.program_id, call_id=(*request.call_ids, "")[0], calls=len(request.call_ids),
-                source=request.identity.source, duration_s=round(time.monotonic() - started, 6),
+                "request_served",
+                path=scope["path"],
+                status=response.status,
+                tenant=request.tenant,
+                program_id=request.program_id,
+                call_id=(*request.call_ids, "")[0],
+                calls=len(request.call_ids),
+                source=request.identity.source,
+                duration_s=round(time.monotonic() - started, 6),
             )
 
     def _finish(self, request: RequestScope) -> None:
@@ -167,6 +184,15 @@ class HeldResponse:
             await self._replace(self._request.refusal)
         elif ended or (self._request.answered and len(self._held) > 1):
             await self._release()
+
+    async def fail(self, why: pb.Refusal) -> None:
+        """The app raised because of a refusal: answer in its place, or end the running stream with an
+        event."""
+        if self.status is None:
+            await self._replace(why)
+        elif not self._replaced:
+            event = b"event: error\ndata: " + error_response(why, self._scope["path"]).body + b"\n\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     async def _replace(self, why: pb.Refusal) -> None:
         self._replaced = True

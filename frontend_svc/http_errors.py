@@ -3,7 +3,8 @@
     {"error": {"message": ..., "type": ..., "param": field, "code": 404,
                "reason": "PROGRAM_UNKNOWN", "field": ..., "limit": ..., "value": ...}}
 
-The status comes from the table in `svc_runtime.rpc_errors`; `Retry-After` is set when trying again makes sense.
+The status comes from the table in `svc_runtime.rpc_errors`; `Retry-After` is set when trying again makes
+sense.
 """
 
 import math
@@ -41,8 +42,13 @@ def error_response(refusal: pb.Refusal, path: str) -> JSONResponse:
     """
     status = http_status(refusal.reason)
     error = {
-        "message": refusal.message, "type": status.phrase.replace(" ", ""), "param": refusal.field or None,
-        "code": status.value, "reason": refusal.reason, "field": refusal.field, "limit": refusal.limit,
+        "message": refusal.message,
+        "type": status.phrase.replace(" ", ""),
+        "param": refusal.field or None,
+        "code": status.value,
+        "reason": refusal.reason,
+        "field": refusal.field,
+        "limit": refusal.limit,
         "value": refusal.value,
     }
     body: dict[str, object] = {"error": error}

@@ -25,8 +25,13 @@ class HttpServer:
     def __init__(self, app: ASGIApp, *, host: str, port: int, drain_s: float) -> None:
         self._host, self._port = host, port
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, round(drain_s)), server_header=False,
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(drain_s)),
+            server_header=False,
         )
         self._server = _SignalFreeServer(config)
         self._serving: asyncio.Task[None] | None = None
@@ -41,9 +46,10 @@ class HttpServer:
         """
         listener = _listen(self._host, self._port)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
-        while not self._server.started and not self._serving.done():
-            await asyncio.sleep(0.01)
-        if self._serving.done():
+        started = asyncio.create_task(self._server.startup_over.wait())
+        await asyncio.wait((started, self._serving), return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if not self._server.started:
             await self._serving
             raise RuntimeError("the HTTP application did not start")
         return int(listener.getsockname()[1])
@@ -60,7 +66,15 @@ class HttpServer:
 
 
 class _SignalFreeServer(uvicorn.Server):
-    """uvicorn that leaves SIGTERM and SIGINT to the service."""
+    """uvicorn that leaves SIGTERM and SIGINT to the service and says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.startup_over = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.startup_over.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Which program does a request belong to? Pure rules over headers and a few body fields.
 
-Theory of operation. Agent clients already send something that names their run; the first of these that is present
-decides (`SOURCES`, in this order):
+Theory of operation. Agent clients already send something that names their run; the first of these that is
+present decides (`SOURCES`, in this order):
 
     body program_id, X-Autellix-Program-Id     a program made by StartProgram: it must exist
     everything else in SOURCES                 the client's own session key: opens or reopens (tenant, key)
@@ -52,7 +52,9 @@ class BodyKeys(msgspec.Struct):
     def single(self) -> bool:
         """True when the request surely makes one call: one sample of one prompt."""
         return (
-            self.n in (None, 1) and self.best_of in (None, 1) and not self.use_beam_search
+            self.n in (None, 1)
+            and self.best_of in (None, 1)
+            and not self.use_beam_search
             and not bytes(self.prompt).lstrip().startswith(b"[")
         )
 
@@ -114,10 +116,16 @@ SOURCES: tuple[Source, ...] = (
     Source("body.session_id", lambda headers, body: body.session_id),
     Source("x-autellix-program-id", _header("x-autellix-program-id"), is_program_id=True),
     Source("x-session-id", _rooted("x-session-id", "x-parent-session-id"), thread_header="x-session-id"),
-    Source("x-dynamo-session-id", _rooted("x-dynamo-session-id", DYNAMO_PARENT),
-           thread_header="x-dynamo-session-id"),
-    Source("x-claude-code-session-id", _header("x-claude-code-session-id"),
-           thread_header="x-claude-code-agent-id"),
+    Source(
+        "x-dynamo-session-id",
+        _rooted("x-dynamo-session-id", DYNAMO_PARENT),
+        thread_header="x-dynamo-session-id",
+    ),
+    Source(
+        "x-claude-code-session-id",
+        _header("x-claude-code-session-id"),
+        thread_header="x-claude-code-agent-id",
+    ),
     Source("session-id", _header("session-id"), thread_header="thread-id"),
     Source("session_id", _header("session_id"), thread_header="thread_id"),
     Source("x-session-affinity", _header("x-session-affinity")),

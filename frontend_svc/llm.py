@@ -33,13 +33,19 @@ class ProgramLLM(AsyncLLM):
     """
 
     def __init__(
-        self, vllm_config: VllmConfig, engine_core: GrpcEngineCoreClient, *,
+        self,
+        vllm_config: VllmConfig,
+        engine_core: GrpcEngineCoreClient,
+        *,
         unavailable: Callable[[], pb.Refusal | None],
     ) -> None:
         self._unavailable = unavailable
         with _engine_core_is(engine_core):
             super().__init__(
-                vllm_config, Executor, log_stats=False, log_requests=False,
+                vllm_config,
+                Executor,
+                log_stats=False,
+                log_requests=False,
                 stat_loggers=[PrometheusStatLogger],
             )
         engine_core.fail_request = self._fail_request
@@ -51,18 +57,18 @@ class ProgramLLM(AsyncLLM):
         super().check_admission(n, request_id)
 
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
-        """End requests whose client does not want them any more."""
-        request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        self.engine_core.cancel(self.output_processor.abort_requests(request_ids, internal))
+        """End requests whose client does not want them any more; their output ends with finish reason
+        `abort`.
 
-    async def cancel_call(self, call_id: str) -> bool:
-        """End a live call as its client asked; its output ends with finish reason `abort`.
-
-        Returns: whether it was live.
+        Args:
+            request_id: vLLM's ids, or ids of calls as clients know them. Unknown ones are ignored.
         """
-        request_ids = self.engine_core.request_ids_of(call_id)
-        await self.abort(request_ids, internal=True)
-        return bool(request_ids)
+        request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        aborted = self.output_processor.abort_requests(request_ids, internal)
+        if not internal:
+            named = [rid for call_id in request_ids for rid in self.engine_core.request_ids_of(call_id)]
+            aborted += self.output_processor.abort_requests(named, internal=True)
+        self.engine_core.cancel(aborted)
 
     async def _add_request(self, request: EngineCoreRequest, *args: Any) -> None:
         try:
@@ -83,7 +89,8 @@ class ProgramLLM(AsyncLLM):
 
 @contextmanager
 def _engine_core_is(engine_core: EngineCoreClient) -> Iterator[None]:
-    """Let AsyncLLM's constructor find our client: it takes none as an argument and asks a module-level factory."""
+    """Let AsyncLLM's constructor find our client: it takes none as an argument and asks a module-level
+    factory."""
 
     class Factory(EngineCoreClient):
         make_async_mp_client = staticmethod(lambda **_: engine_core)

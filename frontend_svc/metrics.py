@@ -1,4 +1,5 @@
-"""What the frontend counts itself. vLLM's own metrics (prefix `vllm:`) stand beside them in the same registry."""
+"""What the frontend counts itself. vLLM's own metrics (prefix `vllm:`) stand beside them in the same
+registry."""
 
 from collections.abc import Callable
 
@@ -14,12 +15,16 @@ class FrontendMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
-            "autellix_frontend_requests", "Generation requests by what was answered.",
-            ("path", "status", "source"), registry=registry,
+            "autellix_frontend_requests",
+            "Generation requests by what was answered.",
+            ("path", "status", "source"),
+            registry=registry,
         )
         self._calls_failed = Counter(
-            "autellix_frontend_calls_failed", "Calls refused or lost after they were submitted.",
-            ("reason",), registry=registry,
+            "autellix_frontend_calls_failed",
+            "Calls refused or lost after they were submitted.",
+            ("reason",),
+            registry=registry,
         )
         self._live_calls = Gauge("autellix_frontend_live_calls", "Calls not ended yet.", registry=registry)
         self._scheduler_up = Gauge(

@@ -1,11 +1,12 @@
 """At the start: which model do the executors serve, and is it the one whose tokenizer is here?
 
-A frontend with another tokenizer, chat template or grammar backend than its executors would answer fluently and
-wrong, so every difference is a refusal that names both sides.
+A frontend with another tokenizer, chat template or grammar backend than its executors would answer fluently
+and wrong, so every difference is a refusal that names both sides.
 """
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 
 import structlog
@@ -22,7 +23,9 @@ PROGRESS_S = 5.0
 log = structlog.get_logger(__name__)
 
 
-async def wait_for_model(link: SchedulerLink, name: str, *, timeout_s: float, stop: asyncio.Event) -> pb.ModelInfo | None:
+async def wait_for_model(
+    link: SchedulerLink, name: str, *, timeout_s: float, stop: asyncio.Event
+) -> pb.ModelInfo | None:
     """Wait until an executor serves the model.
 
     Returns: what is known of it; None when `stop` was set first.
@@ -68,7 +71,8 @@ def check_model(model: pb.ModelInfo, settings: FrontendSettings, *, params_forma
 def _different(name: str, ours: str, theirs: str) -> StartupError:
     return StartupError(
         f"{name} differs: this frontend has {ours}, the executors have {theirs}; "
-        "give both the same model and settings", ExitCode.REFUSED,
+        "give both the same model and settings",
+        ExitCode.REFUSED,
     )
 
 
@@ -77,7 +81,7 @@ def _not_served(name: str, link: SchedulerLink, timeout_s: float) -> str:
     return f"no executor serves {name!r} after {timeout_s:g} s; served: {served}"
 
 
-async def _first_of(*coroutines: object) -> None:
+async def _first_of(*coroutines: Coroutine[object, object, object]) -> None:
     tasks = [asyncio.ensure_future(c) for c in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,10 @@
-"""Sampling parameters on their way from the frontend to the executor, past a scheduler that does not read them.
+"""Sampling parameters on their way from the frontend to the executor, past a scheduler that does not read
+them.
 
-A msgpack map: `v` (1), `sampling` (vLLM's SamplingParams, private fields included: stop token ids, bad words and
-the structured-output backend chosen by the tokenizer side), `reasoning_ended` and `reasoning_parser_kwargs` of the
-engine-core request. The format's name carries vLLM's version, since its structs change between versions.
+A msgpack map: `v` (1), `sampling` (vLLM's SamplingParams, private fields included: stop token ids, bad
+words and the structured-output backend chosen by the tokenizer side), `reasoning_ended` and
+`reasoning_parser_kwargs` of the engine-core request. The format's name carries vLLM's version, since its
+structs change between versions.
 """
 
 import msgspec

@@ -1,11 +1,11 @@
 """Programs: the scheduler's unary operations with typed errors and deadlines.
 
-Every method raises `Refused` (reason PROGRAM_UNKNOWN, PROGRAM_ENDED, PROGRAM_LIMIT, ...) or `SchedulerLost`, never
-`grpc.RpcError`. Reads wait for a scheduler that is just restarting, within their deadline; writes fail at once, since
-only the caller knows whether to repeat them.
+Every method raises `Refused` (reason PROGRAM_UNKNOWN, PROGRAM_ENDED, PROGRAM_LIMIT, ...) or
+`SchedulerLost`, never `grpc.RpcError`. Reads wait for a scheduler that is just restarting, within their
+deadline; writes fail at once, since only the caller knows whether to repeat them.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -32,7 +32,12 @@ class ProgramClient:
         self._deadline_s = deadline_s
 
     async def open_program(
-        self, *, tenant: str, program_id: str, session_key: str = "", class_name: str = "",
+        self,
+        *,
+        tenant: str,
+        program_id: str,
+        session_key: str = "",
+        class_name: str = "",
         single_call: bool = False,
     ) -> tuple[pb.ProgramRecord, bool]:
         """Open a program under `program_id`, or return the live one of (tenant, session key).
@@ -40,7 +45,10 @@ class ProgramClient:
         Returns: the program, and True when it is new.
         """
         request = pb.OpenProgramRequest(
-            tenant=tenant, program_id=program_id, session_key=session_key, class_name=class_name,
+            tenant=tenant,
+            program_id=program_id,
+            session_key=session_key,
+            class_name=class_name,
             single_call=single_call,
         )
         response = await _typed(self._stub.OpenProgram(request, timeout=self._deadline_s))
@@ -70,7 +78,7 @@ class ProgramClient:
 
     async def watch_programs(
         self, *, tenant: str, interval_s: float = 0.0
-    ) -> AsyncIterator[Sequence[pb.ProgramRecord]]:
+    ) -> AsyncGenerator[Sequence[pb.ProgramRecord], None]:
         """The tenant's programs, again whenever they changed; runs until closed or the scheduler is lost.
 
         Args:

@@ -1,19 +1,21 @@
 """One HTTP request as the engine-core client sees it: its program, its calls, how it failed.
 
-Theory of operation. vLLM's routes make between zero calls (the request is invalid) and many (n > 1, a list of
-prompts) out of one request, in tasks of their own, and pass nothing of ours through. So the door puts a
-`RequestScope` into a context variable, which asyncio copies into those tasks; the engine-core client takes the call's
-context from there. The program is opened by the first call, not by the request: what vLLM refuses leaves no program
-behind. The scope also remembers the first typed refusal, from which the door makes the HTTP error.
+Theory of operation. vLLM's routes make between zero calls (the request is invalid) and many (n > 1, a list
+of prompts) out of one request, in tasks of their own, and pass nothing of ours through. So the door puts a
+`RequestScope` into a context variable, which asyncio copies into those tasks; the engine-core client takes
+the call's context from there. The program is opened by the first call, not by the request: what vLLM
+refuses leaves no program behind. The scope also remembers the first typed refusal, from which the door
+makes the HTTP error.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Protocol
 
-from frontend_svc.call_context import CallContext
+from frontend_svc.call_context import CallContext, CallRegistry
 from frontend_svc.identity import Identity
 from frontend_svc.ids import new_id
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
@@ -26,7 +28,12 @@ class OpensPrograms(Protocol):
     """The part of `ProgramClient` needed here."""
 
     async def open_program(
-        self, *, tenant: str, program_id: str, session_key: str = "", class_name: str = "",
+        self,
+        *,
+        tenant: str,
+        program_id: str,
+        session_key: str = "",
+        class_name: str = "",
         single_call: bool = False,
     ) -> tuple[pb.ProgramRecord, bool]: ...
 
@@ -40,9 +47,10 @@ class RequestScope:
         tenant: owner of the program.
         identity: what the request says about its program.
         programs: where programs are opened and ended.
+        calls: live calls of this frontend; those of this request are in it until `finish`.
     """
 
-    def __init__(self, tenant: str, identity: Identity, programs: OpensPrograms) -> None:
+    def __init__(self, tenant: str, identity: Identity, programs: OpensPrograms, calls: CallRegistry) -> None:
         self.tenant = tenant
         self.identity = identity
         self.program_id = identity.program_id
@@ -53,6 +61,8 @@ class RequestScope:
         """True once a call of the request brought its first output or failed."""
         self._call_ids: list[str] = []
         self._programs = programs
+        self._calls = calls
+        self._registered = ExitStack()
         self._opening = asyncio.Lock()
         self._opened = False
         self._deadline = None if identity.deadline_s is None else time.monotonic() + identity.deadline_s
@@ -73,11 +83,15 @@ class RequestScope:
             count = len(self._call_ids)
             call_id = f"{self._call_ids[0]}-{count}" if count else new_id()
             self._call_ids.append(call_id)
-        return CallContext(
-            call_id=call_id, tenant=self.tenant, program_id=self.program_id,
-            thread_id=self.identity.thread_id, parent_call_ids=self.identity.parent_call_ids,
+        context = CallContext(
+            call_id=call_id,
+            tenant=self.tenant,
+            program_id=self.program_id,
+            thread_id=self.identity.thread_id,
+            parent_call_ids=self.identity.parent_call_ids,
             deadline=self._deadline,
         )
+        return self._registered.enter_context(self._calls.registered(context))
 
     def refuse(self, refusal: pb.Refusal) -> None:
         """Remember why a call of this request failed."""
@@ -85,11 +99,14 @@ class RequestScope:
         self.refusal = self.refusal or refusal
 
     async def finish(self) -> None:
-        """End the program if it was for this request only, or if the client said so.
+        """The request is over: its calls cannot be cancelled any more; its program ends if it was for this
+        request
+        only, or if the client said so.
 
         Raises:
             Refused: the program could not be ended; it will idle out.
         """
+        self._registered.close()
         if self.program_id and self._opened and self._ends_here:
             await self._programs.end_program(tenant=self.tenant, program_id=self.program_id)
 
@@ -102,7 +119,9 @@ class RequestScope:
             return
         if not self.identity.program_id:
             program, _ = await self._programs.open_program(
-                tenant=self.tenant, program_id=new_id(), session_key=self.identity.session_key,
+                tenant=self.tenant,
+                program_id=new_id(),
+                session_key=self.identity.session_key,
                 class_name=self.identity.class_name,
                 single_call=self.identity.anonymous and self.identity.single,
             )

@@ -1,23 +1,22 @@
 """The frontend's one long-lived stream to its scheduler. Imports neither vllm nor torch.
 
-Theory of operation. One task keeps the stream: it connects, says Hello, waits for Welcome, then reads. A second task
-writes what `submit` and `cancel` queue, so that neither of them ever waits. Each `StepOutputs` message is split by
-call (`call_table`) and handed to the listener, which may apply back-pressure: while it waits, nothing is read, and
-HTTP/2 flow control holds the scheduler back. Ended calls are acknowledged once a message.
+Theory of operation. One task keeps the stream: it connects, says Hello, waits for Welcome, then reads. A
+second task writes what `submit` and `cancel` queue, so that neither of them ever waits. Each `StepOutputs`
+message is split by call (`call_table`) and handed to the listener, which may apply back-pressure: while it
+waits, nothing is read, and HTTP/2 flow control holds the scheduler back. Ended calls are acknowledged once
+a message.
 
-When the stream is lost every live call ends with SCHEDULER_UNAVAILABLE, `up` turns False and new calls are refused
-at once; the link reconnects with growing, jittered pauses for as long as it lives. `LiveCall.token_ids` holds what
-each call had received: resubmission needs nothing more.
+When the stream is lost every live call ends with SCHEDULER_UNAVAILABLE, `up` turns False and new calls are
+refused at once; the link reconnects with growing, jittered pauses for as long as it lives.
+`LiveCall.token_ids` holds what each call had received: resubmission needs nothing more.
 
 To submit a call:
 
-    link = SchedulerLink("127.0.0.1:50051", listener, frontend_id="frontend-1")
-    await link.start()
-    await link.wait_up(timeout_s=10)
-    program, created = await link.programs.open_program(tenant="", program_id=new_id())
-    call = link.submit(pb.Submit(call_id=..., program_id=program.program_id, ...), tag="my name for it")
-    ... listener.on_step(StepDelta) brings tokens and the end, listener.on_failed(call, refusal) its failure ...
-    link.cancel([call], pb.CANCEL_REASON_CLIENT)
+    link = SchedulerLink("127.0.0.1:50051", listener, frontend_id="frontend-1") await link.start() await
+    link.wait_up(timeout_s=10) program, created = await link.programs.open_program(tenant="",
+    program_id=new_id()) call = link.submit(pb.Submit(call_id=..., program_id=program.program_id, ...),
+    tag="my name for it") ... listener.on_step(StepDelta) brings tokens and the end,
+    listener.on_failed(call, refusal) its failure ... link.cancel([call], pb.CANCEL_REASON_CLIENT)
 """
 
 import asyncio
@@ -69,8 +68,14 @@ class SchedulerLink:
     """
 
     def __init__(
-        self, target: str, listener: CallListener, *, frontend_id: str, peer_token: str | None = None,
-        max_live_calls: int = 4096, rng: random.Random | None = None,
+        self,
+        target: str,
+        listener: CallListener,
+        *,
+        frontend_id: str,
+        peer_token: str | None = None,
+        max_live_calls: int = 4096,
+        rng: random.Random | None = None,
     ) -> None:
         self._target = target
         self._listener = listener
@@ -236,8 +241,12 @@ class SchedulerLink:
             yield await outbox.get()
 
     async def _welcome(self, welcome: pb.Welcome) -> None:
-        log.info("scheduler_connected", scheduler_id=welcome.scheduler_id, policy=welcome.policy,
-                 models=[model.model for model in welcome.models])
+        log.info(
+            "scheduler_connected",
+            scheduler_id=welcome.scheduler_id,
+            policy=welcome.policy,
+            models=[model.model for model in welcome.models],
+        )
         async with self._changed:
             self._up = True
             self._models = {model.model: model for model in welcome.models}

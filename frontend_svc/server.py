@@ -1,6 +1,7 @@
 """The frontend, put together: scheduler link, AsyncLLM, HTTP, public gRPC, metrics; and its life.
 
-    connect to the scheduler -> wait for the model -> check that it is ours -> listen -> serve -> drain -> stop
+    connect to the scheduler -> wait for the model -> check that it is ours -> listen -> serve -> drain ->
+    stop
 
 Importing this module imports vllm: `__main__` reads the settings first.
 """
@@ -55,9 +56,7 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     engine_core = GrpcEngineCoreClient(model=settings.model_name, calls=calls, on_failure=metrics.call_failed)
     async with _linked(settings, engine_core) as link:
         metrics.watch(live_calls=lambda: link.live_calls, scheduler_up=lambda: link.up)
-        model = await wait_for_model(
-            link, settings.model_name, timeout_s=settings.model_timeout_s, stop=stop
-        )
+        model = await wait_for_model(link, settings.model_name, timeout_s=settings.model_timeout_s, stop=stop)
         if model is None:
             return
         check_model(model, settings, params_format=PARAMS_FORMAT)
@@ -70,15 +69,20 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _linked(settings: FrontendSettings, engine_core: GrpcEngineCoreClient) -> AsyncIterator[SchedulerLink]:
+async def _linked(
+    settings: FrontendSettings, engine_core: GrpcEngineCoreClient
+) -> AsyncIterator[SchedulerLink]:
     """The connected link.
 
     Raises:
         StartupError: PEER_UNREACHABLE, or REFUSED by the scheduler.
     """
     link = SchedulerLink(
-        settings.scheduler, engine_core, frontend_id=settings.frontend_id,
-        peer_token=settings.peer_token.get_secret_value() or None, max_live_calls=settings.max_live_calls,
+        settings.scheduler,
+        engine_core,
+        frontend_id=settings.frontend_id,
+        peer_token=settings.peer_token.get_secret_value() or None,
+        max_live_calls=settings.max_live_calls,
     )
     engine_core.link = link
     await link.start()
@@ -97,14 +101,25 @@ async def _linked(settings: FrontendSettings, engine_core: GrpcEngineCoreClient)
 def _make_llm(
     args: Namespace, model: pb.ModelInfo, engine_core: GrpcEngineCoreClient, readiness: Readiness
 ) -> ProgramLLM:
-    log.info("model_found", model=model.model, max_model_len=model.max_model_len, executors=model.executors,
-             simulated=model.simulated)
+    log.info(
+        "model_found",
+        model=model.model,
+        max_model_len=model.max_model_len,
+        executors=model.executors,
+        simulated=model.simulated,
+    )
     return ProgramLLM(engine_config(args, model), engine_core, unavailable=readiness.unavailable)
 
 
 async def _serve_calls(
-    settings: FrontendSettings, llm: ProgramLLM, args: Namespace, readiness: Readiness, calls: CallRegistry,
-    metrics: FrontendMetrics, link: SchedulerLink, stop: asyncio.Event,
+    settings: FrontendSettings,
+    llm: ProgramLLM,
+    args: Namespace,
+    readiness: Readiness,
+    calls: CallRegistry,
+    metrics: FrontendMetrics,
+    link: SchedulerLink,
+    stop: asyncio.Event,
 ) -> None:
     keys = settings.keys()
     generator = VllmGenerator(llm, [settings.model_name], chat_template=settings.chat_template or None)
@@ -113,13 +128,25 @@ async def _serve_calls(
         llm, args, unavailable=readiness.unavailable, programs=make_router(service, _tenant_of)
     )
     http = HttpServer(
-        behind_doors(app, keys=keys, max_body_bytes=settings.max_body_bytes, programs=link.programs,
-                     unavailable=readiness.unavailable, served=metrics.request_served),
-        host=settings.host, port=settings.port, drain_s=settings.drain_s,
+        behind_doors(
+            app,
+            keys=keys,
+            max_body_bytes=settings.max_body_bytes,
+            programs=link.programs,
+            unavailable=readiness.unavailable,
+            calls=calls,
+            served=metrics.request_served,
+        ),
+        host=settings.host,
+        port=settings.port,
+        drain_s=settings.drain_s,
     )
     grpc_server = GrpcServer(
-        host=settings.host, port=settings.grpc_port, register=register_programs(service),
-        service_names=[SERVICE_NAME], interceptors=[TenantGuard(keys.tenant_of_authorization)],
+        host=settings.host,
+        port=settings.grpc_port,
+        register=register_programs(service),
+        service_names=[SERVICE_NAME],
+        interceptors=[TenantGuard(keys.tenant_of_authorization)],
     )
     async with contextlib.AsyncExitStack() as stack:
         await _listen(stack, settings, http, grpc_server)
@@ -146,8 +173,14 @@ async def _listen(
     stack.push_async_callback(grpc_server.stop, 0)
     http_port = await http.start()
     stack.push_async_callback(http.stop)
-    log.info("frontend_ready", host=settings.host, port=http_port, grpc_port=grpc_port,
-             metrics_port=metrics_port, model=settings.model_name)
+    log.info(
+        "frontend_ready",
+        host=settings.host,
+        port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        model=settings.model_name,
+    )
 
 
 async def _until_over(stop: asyncio.Event, http: HttpServer, link: SchedulerLink, llm: ProgramLLM) -> None:

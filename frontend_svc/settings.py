@@ -29,7 +29,9 @@ class FrontendSettings(ServiceSettings):
     grpc_port: int = Field(default=50050, ge=0, le=65535, description="public gRPC port; 0 = any free one")
     metrics_port: int = Field(default=9050, ge=0, le=65535, description="Prometheus port; 0 = off")
     frontend_id: str = Field(
-        default_factory=_default_frontend_id, min_length=1, max_length=128,
+        default_factory=_default_frontend_id,
+        min_length=1,
+        max_length=128,
         description="name of this process, unique among the scheduler's frontends",
     )
 
@@ -39,7 +41,10 @@ class FrontendSettings(ServiceSettings):
         default=60.0, gt=0, le=3600, description="seconds to wait for the scheduler at the start"
     )
     model_timeout_s: float = Field(
-        default=1800.0, gt=0, le=86_400, description="seconds to wait at the start for an executor of the model"
+        default=1800.0,
+        gt=0,
+        le=86_400,
+        description="seconds to wait at the start for an executor of the model",
     )
     max_live_calls: int = Field(default=4096, ge=1, le=1_000_000, description="further calls are refused")
 
@@ -48,7 +53,9 @@ class FrontendSettings(ServiceSettings):
         default="", description="name that executors register and clients send; empty: that of --model"
     )
     chat_template: str = Field(default="", description="file with a chat template; empty: the model's own")
-    tool_call_parser: str = Field(default="", description="vLLM's tool parser, e.g. hermes; empty: no auto tools")
+    tool_call_parser: str = Field(
+        default="", description="vLLM's tool parser, e.g. hermes; empty: no auto tools"
+    )
     reasoning_parser: str = Field(
         default="", description="vLLM's reasoning parser; empty: the one that the executors use"
     )
@@ -97,14 +104,16 @@ class FrontendSettings(ServiceSettings):
         return self.served_model_name or self.model
 
     def vllm_environment(self) -> dict[str, str]:
-        """What vLLM must find in its environment before it is imported: no reports to its makers, our logging, no
+        """What vLLM must find in its environment before it is imported: no reports to its makers, our
+        logging, no
         hub when the model is a directory."""
         environment = {
             "VLLM_CONFIGURE_LOGGING": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            "SAGEMAKER_CONTAINER_LOG_LEVEL": self.log_level.upper(),  # a library of vLLM's silences the root logger
+            # A library of vLLM's sets the root logger to this level, and to ERROR without it.
+            "SAGEMAKER_CONTAINER_LOG_LEVEL": self.log_level.upper(),
         }
         if Path(self.model).is_dir():
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -1,7 +1,8 @@
 """The one exception by which a refusal reaches vLLM's routes.
 
-`CallRefused` derives from both of vLLM's exceptions that its routes know: the first decides the HTTP status before a
-response has started, the second becomes an error event inside a running stream (without a stack trace in the log).
+`CallRefused` derives from both of vLLM's exceptions that its routes know: the first decides the HTTP status
+before a response has started, the second becomes an error event inside a running stream (without a stack
+trace in the log).
 """
 
 from vllm.exceptions import GenerationError, GracefulHTTPError

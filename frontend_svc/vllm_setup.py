@@ -1,7 +1,8 @@
 """Builds what vLLM's OpenAI server needs of a model, without weights and without a GPU.
 
-Only tokenizer and configuration are read. Everything that depends on the engine (context length, block size, number
-of blocks, grammar backend, reasoning parser) is what the executors said of themselves, never this machine's guess.
+Only tokenizer and configuration are read. Everything that depends on the engine (context length, block
+size, number of blocks, grammar backend, reasoning parser) is what the executors said of themselves, never
+this machine's guess.
 """
 
 from argparse import Namespace
@@ -57,7 +58,9 @@ def engine_config(args: Namespace, model: pb.ModelInfo) -> VllmConfig:
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except (OSError, ValueError) as error:
-        raise StartupError(f"cannot read the model {args.model!r}: {error}", ExitCode.MODEL_MISSING) from error
+        raise StartupError(
+            f"cannot read the model {args.model!r}: {error}", ExitCode.MODEL_MISSING
+        ) from error
     config.cache_config.block_size = model.block_size
     config.cache_config.num_gpu_blocks = model.num_blocks
     return config
