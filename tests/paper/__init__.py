@@ -1,0 +1,1 @@
+"""One test a claim of the paper."""

@@ -1,0 +1,1 @@
+"""Random traffic against invariants and naive models."""
