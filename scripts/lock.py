@@ -48,7 +48,7 @@ LOCKS = (
     Lock(name="cpu", excluded=NO_MEDIA | {"triton"}),
     Lock(name="frontend", excluded=NO_MEDIA | {"triton"}),
     Lock(name="scheduler"),
-    Lock(name="cuda", flags=CUDA_FLAGS, python="3.12", own_versions=frozenset({"torch"})),
+    Lock(name="cuda", flags=CUDA_FLAGS, python="3.12", own_versions=frozenset({"torch", "apache-tvm-ffi"})),
 )
 
 

@@ -23,6 +23,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
+        env_ignore_empty=True,  # compose passes `${UNSET:-}` as empty
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,

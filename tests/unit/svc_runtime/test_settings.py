@@ -58,6 +58,11 @@ def test_an_unknown_variable_with_our_prefix_is_refused(capsys, monkeypatch):
     assert "AUTELLIX_PROBE_PROT" in refusal(capsys, [])
 
 
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("AUTELLIX_PROBE_PORT", "")
+    assert load_settings(ProbeSettings, []).port == 50051
+
+
 def test_other_variables_are_none_of_our_business(monkeypatch):
     monkeypatch.setenv("AUTELLIX_OTHER_PROT", "1")
     assert load_settings(ProbeSettings, []).port == 50051
