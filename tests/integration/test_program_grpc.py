@@ -1,4 +1,4 @@
-"""The public gRPC API on a real stack: what it generates, what it refuses, what the process table then says."""
+"""The public gRPC API on a real stack: what it generates and refuses, and what the process table says."""
 
 import asyncio
 import json
