@@ -146,7 +146,6 @@ class CoreLoop:
                 self._take_turn()
         finally:
             ticker.cancel()
-            self._abandon_requests()
 
     async def _tick(self) -> None:
         while True:
@@ -164,11 +163,6 @@ class CoreLoop:
         plan_s = time.perf_counter() - plan_started_s
         turn.flush()
         self._on_turn(TurnTimings(len(batch), turn_s=time.perf_counter() - started_s, plan_s=plan_s))
-
-    def _abandon_requests(self) -> None:
-        for item in self._inbox:
-            if isinstance(item, _Request):
-                item.outcome.cancel()
 
 
 def _take(item: _Posted | _Request, turn: Turn) -> None:

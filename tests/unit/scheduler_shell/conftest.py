@@ -29,7 +29,9 @@ async def cleanup() -> AsyncIterator[AsyncExitStack]:
 def start(cleanup: AsyncExitStack) -> Start:
     """`await start(core=..., clock=..., **settings)`: a scheduler that serves; closed after the test."""
 
-    async def start_scheduler(*, core: object = None, clock: object = None, **changed: object) -> SchedulerServer:
+    async def start_scheduler(
+        *, core: object = None, clock: object = None, **changed: object
+    ) -> SchedulerServer:
         server = SchedulerServer(settings(**changed), core=core, clock=clock)
         await server.start()
         cleanup.push_async_callback(server.close)

@@ -34,7 +34,12 @@ class FakeFrontend:
     """One connected frontend. `reads=False` reads its Welcome and then nothing, until `read_on`."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, frontend_id: str = "frontend", *, version: int = 1, reads: bool = True
+        self,
+        channel: grpc.aio.Channel,
+        frontend_id: str = "frontend",
+        *,
+        version: int = 1,
+        reads: bool = True,
     ) -> None:
         self.programs = pb_grpc.SchedulerServiceStub(channel)
         self.welcome: pb.Welcome | None = None

@@ -13,9 +13,7 @@ from scheduler_svc.core.snapshots import (
     StatisticsSnapshot,
 )
 
-EMPTY_STATISTICS = {
-    name: 0 for name in StatisticsSnapshot.__dataclass_fields__ if name != "policy"
-}
+EMPTY_STATISTICS = {name: 0 for name in StatisticsSnapshot.__dataclass_fields__ if name != "policy"}
 
 
 class ScriptedCore:

@@ -50,7 +50,9 @@ async def test_end_of_sequence_and_stop_tokens_end_a_call(start: Start, dial: Di
     assert frontend.finished[2].stop_token_id == expected[4]
 
 
-async def test_a_cancelled_call_is_absent_from_the_first_plan_after_the_cancel(start: Start, dial: Dial) -> None:
+async def test_a_cancelled_call_is_absent_from_the_first_plan_after_the_cancel(
+    start: Start, dial: Dial
+) -> None:
     server = await start(max_plans_in_flight=1)
     async with FakeExecutor(dial(server), obedient=False) as executor, FakeFrontend(dial(server)) as frontend:
         await frontend.open_program()
@@ -63,7 +65,9 @@ async def test_a_cancelled_call_is_absent_from_the_first_plan_after_the_cancel(s
         await executor.answer()
         await until(lambda: len(executor.plans) > planned)
         assert executor.batch(executor.plans[planned]) == ["call-2"]
-        released = [handle for plan in executor.plans[planned:] for handle in unpack_i32(plan.released_handles)]
+        released = [
+            handle for plan in executor.plans[planned:] for handle in unpack_i32(plan.released_handles)
+        ]
         assert [executor.calls[handle].call_id for handle in released] == ["call-1"]
     assert frontend.finished[1].reason == pb.FINISH_REASON_ABORT
 

@@ -61,7 +61,9 @@ async def test_welcome_names_scheduler_policy_and_models(start: Start, dial: Dia
         welcome = frontend.welcome
     assert welcome is not None
     assert (welcome.scheduler_id, welcome.policy) == ("scheduler-x", "fcfs")
-    assert [(model.model, model.executors, model.simulated) for model in welcome.models] == [("test-model", 1, True)]
+    assert [(model.model, model.executors, model.simulated) for model in welcome.models] == [
+        ("test-model", 1, True)
+    ]
 
 
 async def test_models_are_announced_when_executors_come_and_go(start: Start, dial: Dial) -> None:
@@ -117,7 +119,14 @@ async def test_a_peer_without_the_token_is_refused(start: Start, dial: Dial) -> 
         HELLO,
         pb.ConnectRequest(),
     ],
-    ids=["torn column", "negative handle", "early acknowledgement", "handle in use", "second hello", "nothing"],
+    ids=[
+        "torn column",
+        "negative handle",
+        "early acknowledgement",
+        "handle in use",
+        "second hello",
+        "nothing",
+    ],
 )
 async def test_a_broken_frontend_loses_its_stream_and_nobody_else_does(
     start: Start, dial: Dial, broken: pb.ConnectRequest
@@ -150,7 +159,9 @@ async def test_garbage_on_the_port_hurts_nobody(start: Start, dial: Dial) -> Non
         await until(lambda: 1 in frontend.refused)
 
 
-async def test_a_frontend_that_does_not_read_is_cut_off_and_little_is_kept_for_it(start: Start, dial: Dial) -> None:
+async def test_a_frontend_that_does_not_read_is_cut_off_and_little_is_kept_for_it(
+    start: Start, dial: Dial
+) -> None:
     emitted: list[EmitTokens] = []
 
     def flood(event: Event) -> list[Effect]:
@@ -159,7 +170,11 @@ async def test_a_frontend_that_does_not_read_is_cut_off_and_little_is_kept_for_i
         if not isinstance(event, TimePassed) or not calls:
             return []
         call = calls[0].call
-        emitted.append(EmitTokens(frontend_id=call.frontend_id, handles=[call.stream_handle] * 100_000, tokens=[1] * 100_000))
+        emitted.append(
+            EmitTokens(
+                frontend_id=call.frontend_id, handles=[call.stream_handle] * 100_000, tokens=[1] * 100_000
+            )
+        )
         return [emitted[-1]]
 
     core, clock = ScriptedCore(flood), ManualClock()
@@ -283,11 +298,15 @@ async def test_a_second_hello_ends_the_grace_at_once(start: Start, dial: Dial) -
     first, second = (event.call.frontend_id for event in core.seen(CallSubmitted))
     assert first != second, "two streams must not share a name in the core"
     assert [event.frontend_id for event in core.seen(FrontendLost)] == [first]
-    order = [event for event in core.events if isinstance(event, FrontendLost | CallAcknowledged | CallSubmitted)]
+    order = [
+        event for event in core.events if isinstance(event, FrontendLost | CallAcknowledged | CallSubmitted)
+    ]
     assert [type(event) for event in order] == [CallSubmitted, FrontendLost, CallAcknowledged, CallSubmitted]
 
 
-async def test_a_frontend_that_comes_back_submits_its_call_again_with_its_tokens(start: Start, dial: Dial) -> None:
+async def test_a_frontend_that_comes_back_submits_its_call_again_with_its_tokens(
+    start: Start, dial: Dial
+) -> None:
     server = await start(frontend_grace_s=3600)
     async with FakeExecutor(dial(server), obedient=False) as executor:
         async with FakeFrontend(dial(server)) as frontend:

@@ -105,7 +105,9 @@ async def test_a_newer_epoch_supersedes_the_attached_executor(start: Start, dial
         assert await old.ended() is grpc.StatusCode.ABORTED
         assert [event.executor.epoch for event in core.seen(ExecutorJoined)] == [1, 2]
     await until(lambda: core.seen(ExecutorLost))
-    assert [event.epoch for event in core.seen(ExecutorLost)] == [2], "the old epoch was lost by the newer's joining"
+    assert [event.epoch for event in core.seen(ExecutorLost)] == [2], (
+        "the old epoch was lost by the newer's joining"
+    )
 
 
 @pytest.mark.parametrize("epoch", [4, 5])

@@ -1,0 +1,123 @@
+"""What is refused at the door, rule by rule, with field, limit and value."""
+
+import math
+
+import pytest
+
+from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+from scheduler_svc.core.errors import Refusal, Refused
+from scheduler_svc.core.events import CallSpec
+from scheduler_svc.core.ids import FrontendId
+from scheduler_svc.shell.door import Door, DoorLimits
+from scheduler_svc.shell.executor_registry import ModelFacts
+from svc_runtime.columns import pack_i32
+from svc_runtime.rpc_errors import STATUS_OF_REASON
+from tests.unit.scheduler_shell.fake_executor import PARAMS_FORMAT
+from tests.unit.scheduler_shell.fake_frontend import submit
+
+FACTS = {"test-model": ModelFacts(vocab_size=100, params_formats=frozenset({PARAMS_FORMAT}))}
+LIMITS = DoorLimits(
+    frontend_calls_max=4, params_bytes_max=16, text_chars_max=32, parent_calls_max=2, stop_tokens_max=3
+)
+
+
+def door() -> Door:
+    return Door(LIMITS, FACTS.get)
+
+
+def admit(request: pb.Submit, frontend_calls: int = 0) -> CallSpec:
+    return door().admit(request, FrontendId("frontend#1"), frontend_calls)
+
+
+def refusal_of(request: pb.Submit, frontend_calls: int = 0) -> Refusal:
+    with pytest.raises(Refused) as refused:
+        admit(request, frontend_calls)
+    return refused.value.refusal
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "field"),
+    [
+        ({"prompt_token_ids": b""}, "PROMPT_EMPTY", "prompt_token_ids"),
+        ({"prompt_token_ids": b"12345"}, "PARAMETER_OUT_OF_RANGE", "prompt_token_ids"),
+        ({"prompt_token_ids": pack_i32([1, 100])}, "INVALID_TOKEN_ID", "prompt_token_ids"),
+        ({"prompt_token_ids": pack_i32([-1, 1])}, "INVALID_TOKEN_ID", "prompt_token_ids"),
+        ({"output_token_ids": pack_i32([100])}, "INVALID_TOKEN_ID", "output_token_ids"),
+        ({"output_token_ids": pack_i32([1] * 8)}, "PARAMETER_OUT_OF_RANGE", "output_token_ids"),
+        ({"output_token_ids": b"1"}, "PARAMETER_OUT_OF_RANGE", "output_token_ids"),
+        ({"stop_token_ids": b"1"}, "PARAMETER_OUT_OF_RANGE", "stop_token_ids"),
+        ({"stop_token_ids": pack_i32([1, 2, 3, 4])}, "PARAMETER_OUT_OF_RANGE", "stop_token_ids"),
+        ({"max_tokens": 0}, "PARAMETER_OUT_OF_RANGE", "max_tokens"),
+        ({"min_tokens": 9}, "PARAMETER_OUT_OF_RANGE", "min_tokens"),
+        ({"deadline_s": math.nan}, "PARAMETER_OUT_OF_RANGE", "deadline_s"),
+        ({"deadline_s": math.inf}, "PARAMETER_OUT_OF_RANGE", "deadline_s"),
+        ({"deadline_s": 0.0}, "DEADLINE_EXCEEDED", "deadline_s"),
+        ({"deadline_s": -1.0}, "DEADLINE_EXCEEDED", "deadline_s"),
+        ({"call_id": ""}, "PARAMETER_OUT_OF_RANGE", "call_id"),
+        ({"call_id": "x" * 33}, "PARAMETER_OUT_OF_RANGE", "call_id"),
+        ({"thread_id": "x" * 33}, "PARAMETER_OUT_OF_RANGE", "thread_id"),
+        ({"cache_salt": "x" * 33}, "PARAMETER_OUT_OF_RANGE", "cache_salt"),
+        ({"parent_call_ids": ["a", "b", "c"]}, "PARAMETER_OUT_OF_RANGE", "parent_call_ids"),
+        ({"parent_call_ids": ["x" * 33]}, "PARAMETER_OUT_OF_RANGE", "parent_call_ids"),
+        ({"params": b"x" * 17}, "PARAMETER_OUT_OF_RANGE", "params"),
+        ({"params_format": "test/2"}, "PARAMS_FORMAT_UNKNOWN", "params_format"),
+    ],
+)
+def test_a_bad_call_is_refused_with_the_field_the_limit_and_the_value(
+    changed: dict[str, object], reason: str, field: str
+) -> None:
+    refusal = refusal_of(submit(1, **changed))
+    assert (refusal.reason, refusal.field) == (reason, field)
+    assert refusal.limit
+    assert refusal.value
+    assert refusal.field in refusal.message
+    assert reason in STATUS_OF_REASON
+
+
+def test_a_token_id_out_of_the_vocabulary_is_named() -> None:
+    refusal = refusal_of(submit(1, prompt_token_ids=pack_i32([5, 100, 7])))
+    assert (refusal.limit, refusal.value) == ("0 <= id < 100", "100")
+
+
+def test_a_sound_call_reaches_the_core_as_it_was_sent() -> None:
+    call = admit(
+        submit(
+            5, [1, 2, 99], thread_id="t", parent_call_ids=["a"], output_token_ids=pack_i32([7]), min_tokens=3,
+            stop_token_ids=pack_i32([8, 9]), eos_token_id=0, needs_preparation=True, cache_salt="s",
+            skip_reading_prefix_cache=True, deadline_s=1.5,
+        )
+    )  # fmt: skip
+    expected = CallSpec(
+        call_id="call-5", frontend_id="frontend#1", stream_handle=5, tenant="tenant", program_id="program",
+        thread_id="t", parent_call_ids=("a",), model="test-model", prompt_token_ids=[1, 2, 99],
+        output_token_ids=[7], max_tokens=8, min_tokens=3, stop_token_ids=frozenset({8, 9}), eos_token_id=0,
+        params=b"params", params_format=PARAMS_FORMAT, needs_preparation=True, skip_reading_prefix_cache=True,
+        cache_salt="s", deadline_s=1.5,
+    )  # fmt: skip
+    assert call == expected
+
+
+def test_an_absent_end_of_sequence_and_deadline_stay_absent() -> None:
+    call = admit(submit(1))
+    assert (call.eos_token_id, call.deadline_s) == (None, None)
+
+
+def test_a_model_never_seen_is_left_to_the_core() -> None:
+    assert admit(submit(1, model="unknown", prompt_token_ids=pack_i32([10**6]))).model == "unknown"
+
+
+def test_a_full_frontend_is_told_when_to_come_back() -> None:
+    refusal = refusal_of(submit(1), frontend_calls=4)
+    assert (refusal.reason, refusal.limit, refusal.value) == ("QUEUE_FULL", "4", "4")
+    assert refusal.retry_after_s == LIMITS.retry_after_s
+    assert admit(submit(1), frontend_calls=3)
+
+
+def test_a_closed_door_refuses_everything_and_counts() -> None:
+    closed = door()
+    closed.admit(submit(1), FrontendId("f"), 0)
+    closed.close()
+    with pytest.raises(Refused) as refused:
+        closed.admit(submit(2), FrontendId("f"), 0)
+    assert refused.value.refusal.reason == "SHUTTING_DOWN"
+    assert closed.refused_calls == 1

@@ -1,0 +1,168 @@
+"""Where effects go, and in which order."""
+
+import asyncio
+
+import structlog
+
+from protos.autellix.executor.v1 import executor_pb2
+from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+from scheduler_svc.core.effects import (
+    AnnounceCall,
+    CloseExecutor,
+    EmitTokens,
+    FinishCall,
+    FinishReason,
+    Plan,
+    RefuseCall,
+    SendPlan,
+)
+from scheduler_svc.core.errors import Refusal
+from scheduler_svc.core.ids import ExecutorId, FrontendId
+from scheduler_svc.shell import executor_wire
+from scheduler_svc.shell.call_log import CallLog
+from scheduler_svc.shell.effect_router import EffectRouter
+from scheduler_svc.shell.executor_registry import ExecutorRegistry
+from scheduler_svc.shell.executor_session import ExecutorSession
+from scheduler_svc.shell.frontend_registry import FrontendRegistry
+from scheduler_svc.shell.frontend_session import FrontendSession
+from scheduler_svc.shell.metrics import SchedulerMetrics
+from tests.unit.scheduler_shell.fake_executor import registration
+from tests.unit.scheduler_shell.test_wire import call
+from tests.unit.scheduler_shell.waiting import until
+
+FRONTEND, EXECUTOR = FrontendId("frontend#1"), ExecutorId("executor-a")
+
+
+class Stage:
+    """A router with one executor and one frontend, whose writers write down what they send."""
+
+    def __init__(self) -> None:
+        request = executor_pb2.AttachRequest(registration=registration())
+        spec = executor_wire.executor_spec(request, max_plans_in_flight=2)
+        self.executor = ExecutorSession(spec, scheduler_id="s", outbox_max=8)
+        self.frontend = FrontendSession(
+            frontend_id=FRONTEND,
+            name="frontend",
+            backlog_bytes_max=1 << 20,
+            status=lambda _: pb.EngineStatus(),
+        )
+        executors, frontends = ExecutorRegistry(), FrontendRegistry()
+        executors.add(self.executor)
+        frontends.add(self.frontend)
+        self.metrics = SchedulerMetrics()
+        self.router = EffectRouter(executors, frontends, CallLog(self.metrics))
+        self.sent: list[str] = []
+
+    async def __aenter__(self) -> "Stage":
+        # the frontend's writer runs first, to show that order comes from the router
+        self._writers = [
+            asyncio.create_task(self.frontend.write_to(self._write)),
+            asyncio.create_task(self.executor.write_to(self._write)),
+        ]
+        await until(lambda: self.sent == ["accepted"])
+        self.sent.clear()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for writer in self._writers:
+            writer.cancel()
+        await asyncio.gather(*self._writers, return_exceptions=True)
+
+    async def _write(self, message: executor_pb2.AttachResponse | pb.ConnectResponse) -> None:
+        self.sent.append(str(message.WhichOneof("message")))
+        await asyncio.sleep(0)
+
+
+def plan(step: int) -> SendPlan:
+    return SendPlan(
+        executor_id=EXECUTOR, plan=Plan(step=step, handles=[1], chunks={}, joined={}, blocks={}, released=[])
+    )
+
+
+def announcement(handle: int) -> AnnounceCall:
+    return AnnounceCall(executor_id=EXECUTOR, handle=handle, call=call(), output_token_ids=[])
+
+
+async def test_plans_leave_before_outputs_are_encoded() -> None:
+    async with Stage() as stage:
+        stage.frontend.remember(call())
+        emit = EmitTokens(frontend_id=FRONTEND, handles=[1], tokens=[5])
+        stage.router.carry_out([emit, announcement(1), plan(1)])
+        await until(lambda: len(stage.sent) == 3)
+        assert stage.sent == ["announced", "outputs", "plan"] or stage.sent == [
+            "announced",
+            "plan",
+            "outputs",
+        ]
+        assert stage.sent[0] == "announced"
+
+
+async def test_announcements_in_a_row_share_a_message_and_stay_before_their_plan() -> None:
+    async with Stage() as stage:
+        stage.router.carry_out([announcement(1), announcement(2), plan(1), announcement(3), plan(2)])
+        await until(lambda: len(stage.sent) == 4)
+        assert stage.sent == ["announced", "plan", "announced", "plan"]
+
+
+async def test_effects_for_streams_that_have_gone_are_dropped() -> None:
+    async with Stage() as stage:
+        stage.router.carry_out(
+            [
+                SendPlan(executor_id=ExecutorId("gone"), plan=plan(1).plan),
+                EmitTokens(frontend_id=FrontendId("gone"), handles=[1], tokens=[1]),
+                plan(1),
+            ]
+        )
+        await until(lambda: stage.sent)
+        assert stage.sent == ["plan"]
+
+
+async def test_an_executor_that_is_closed_hears_why() -> None:
+    async with Stage() as stage:
+        stage.router.carry_out([CloseExecutor(executor_id=EXECUTOR, reason="step 7 instead of 3")])
+        refusal = await stage.executor.end.wait()
+    assert refusal is not None
+    assert (refusal.reason, refusal.message) == ("PROTOCOL_BROKEN", "step 7 instead of 3")
+
+
+async def test_a_drained_executor_is_closed_in_good_order() -> None:
+    async with Stage() as stage:
+        stage.router.carry_out([CloseExecutor(executor_id=EXECUTOR, reason="drained", drained=True)])
+        assert await stage.executor.end.wait() is None
+
+
+async def test_each_ended_call_gets_one_canonical_log_line_and_one_count() -> None:
+    async with Stage() as stage:
+        stage.frontend.remember(call())
+        end = FinishCall(
+            frontend_id=FRONTEND,
+            handle=1,
+            reason=FinishReason.LENGTH,
+            service_s=1.5,
+            waiting_s=2.0,
+            preemptions=3,
+        )
+        with structlog.testing.capture_logs() as lines:
+            stage.router.carry_out([EmitTokens(frontend_id=FRONTEND, handles=[1, 1], tokens=[5, 6]), end])
+    assert lines == [
+        {
+            "event": "call_finished", "log_level": "info", "program_id": "p", "call_id": "c", "tenant": "t",
+            "model": "m", "reason": "length", "error": None, "prompt_tokens": 2, "tokens": 2, "service_s": 1.5,
+            "waiting_s": 2.0, "preemptions": 3,
+        }
+    ]  # fmt: skip
+    labels = {"model": "m", "reason": "length"}
+    assert stage.metrics.registry.get_sample_value("autellix_scheduler_calls_ended_total", labels) == 1
+
+
+async def test_a_call_that_the_core_refused_is_forgotten_and_logged() -> None:
+    async with Stage() as stage:
+        stage.frontend.remember(call())
+        refusal = Refusal(reason="PROGRAM_ENDED", message="m", field="program_id", value="p")
+        with structlog.testing.capture_logs() as lines:
+            stage.router.carry_out([RefuseCall(frontend_id=FRONTEND, handle=1, refusal=refusal)])
+        await until(lambda: stage.sent == ["refused"])
+        assert stage.frontend.calls == {}
+    assert [(line["event"], line["program_id"], line["call_id"], line["reason"]) for line in lines] == [
+        ("call_refused", "p", "c", "PROGRAM_ENDED")
+    ]
