@@ -1,4 +1,4 @@
-"""Checks what deploys us, without an engine: `docker compose config` for each profile, hadolint for Dockerfiles.
+"""Checks what deploys us, no engine needed: `docker compose config` for each profile, hadolint.
 
 Run by `make lint`. Placeholders stand in for the variables that compose.yaml demands.
 """
@@ -15,7 +15,9 @@ DEMANDED = {"AUTELLIX_PEER_TOKEN": "placeholder", "AUTELLIX_API_KEYS": "tenant:p
 def main() -> int:
     """Returns the number of failed checks."""
     tools = Path(sys.executable).parent
-    checks = [[tools / "docker-compose", "--profile", name, "config", "--quiet"] for name in PROFILES]
+    checks: list[list[str | Path]] = [
+        [tools / "docker-compose", "--profile", name, "config", "--quiet"] for name in PROFILES
+    ]
     checks += [[tools / "hadolint", dockerfile] for dockerfile in sorted(Path("deploy").glob("*Dockerfile*"))]
     failed = 0
     for check in checks:
