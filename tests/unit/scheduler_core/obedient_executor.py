@@ -49,6 +49,8 @@ class HeldCall:
     tokens: list[int]
     table: list[int] = field(default_factory=list)
     computed: int = 0
+    failed: bool = False
+    """Reported once; rows of it that were planned meanwhile are passed over."""
 
 
 class ObedientExecutor:
@@ -64,7 +66,7 @@ class ObedientExecutor:
         self.plans: list[Plan] = []
         self.results: deque[StepCompleted] = deque()
         self.failing: set[str] = set()
-        """Call ids whose next row fails."""
+        """Call ids that fail in their next row."""
         self.computed_tokens = 0
 
     def announce(self, effect: AnnounceCall) -> None:
@@ -84,9 +86,12 @@ class ObedientExecutor:
         failures: dict[CallHandle, str] = {}
         for row, handle in enumerate(plan.handles):
             call = self.calls[handle]
+            if call.failed:
+                continue
             self._take_blocks(plan, row, call)
             token = self._run(call, plan.chunks.get(row, 1))
             if call.spec.call_id in self.failing:
+                call.failed = True
                 failures[handle] = "broken on purpose"
             elif token is not None:
                 call.tokens.append(token)
@@ -144,6 +149,6 @@ class ObedientExecutor:
             step=plan.step,
             handles=list(sampled),
             tokens=list(sampled.values()),
-            step_s=self.step_s,
+            step_s=self.step_s if plan.handles else 0.0,
             failures=failures,
         )

@@ -143,7 +143,7 @@ class World:
     def deliver(self, executor_id: str = "executor-1") -> None:
         """Time passes for a step, and its result comes in."""
         executor = self.executors[ExecutorId(executor_id)]
-        self.now += executor.step_s
+        self.now += executor.results[0].step_s
         self.feed(executor.results.popleft())
 
     def turn(self) -> bool:
@@ -154,7 +154,7 @@ class World:
         had_calls_to_prepare = bool(self.to_prepare)
         self.to_prepare = []
         busy = [executor for executor in self.executors.values() if executor.results]
-        self.now += max((executor.step_s for executor in busy), default=0.0)
+        self.now += max((executor.results[0].step_s for executor in busy), default=0.0)
         for executor in busy:
             self.feed(executor.results.popleft())
         return bool(busy) or had_calls_to_prepare
