@@ -26,6 +26,10 @@ class Connection:
     hello: pb.Hello
     outbox: asyncio.Queue[pb.ConnectResponse] = field(default_factory=asyncio.Queue)
 
+    async def taken(self) -> None:
+        """Wait until gRPC has taken everything that was sent."""
+        await self.outbox.join()
+
     def send(self, **message: object) -> None:
         self.outbox.put_nowait(pb.ConnectResponse(**message))
 
@@ -89,6 +93,7 @@ class FakeScheduler(pb_grpc.SchedulerServiceServicer):
         try:
             while True:
                 yield await connection.outbox.get()
+                connection.outbox.task_done()
         finally:
             reader.cancel()
 
@@ -107,7 +112,9 @@ class FakeScheduler(pb_grpc.SchedulerServiceServicer):
         self.submits.append(call)
         program = self.programs.get(call.program_id)
         if program is None or program.tenant != call.tenant:
-            connection.refuse(call.handle, reason="PROGRAM_UNKNOWN", message="no such program", field="program_id")
+            connection.refuse(
+                call.handle, reason="PROGRAM_UNKNOWN", message="no such program", field="program_id"
+            )
         elif program.state == pb.PROGRAM_STATE_ENDED:
             connection.refuse(call.handle, reason="PROGRAM_ENDED", message="it has ended", field="program_id")
         else:
@@ -138,8 +145,11 @@ class FakeScheduler(pb_grpc.SchedulerServiceServicer):
             if request.session_key and same and program.state == pb.PROGRAM_STATE_IDLE:
                 return pb.OpenProgramResponse(program=program, created=False)
         program = pb.ProgramRecord(
-            program_id=request.program_id, tenant=request.tenant, session_key=request.session_key,
-            class_name=request.class_name, state=pb.PROGRAM_STATE_IDLE,
+            program_id=request.program_id,
+            tenant=request.tenant,
+            session_key=request.session_key,
+            class_name=request.class_name,
+            state=pb.PROGRAM_STATE_IDLE,
         )
         self.programs[program.program_id] = program
         return pb.OpenProgramResponse(program=program, created=True)
@@ -175,7 +185,9 @@ class FakeScheduler(pb_grpc.SchedulerServiceServicer):
 def server(fake: FakeScheduler, port: int = 0, peer_token: str | None = None) -> GrpcServer:
     """A server for the fake, not started."""
     return GrpcServer(
-        host="127.0.0.1", port=port, peer_token=peer_token,
+        host="127.0.0.1",
+        port=port,
+        peer_token=peer_token,
         register=lambda grpc_server: pb_grpc.add_SchedulerServiceServicer_to_server(fake, grpc_server),
         service_names=["autellix.scheduler.v1.SchedulerService"],
     )
