@@ -1,4 +1,4 @@
-"""Makes the runner that the settings ask for; vllm is imported only when it is vLLM's.
+"""Makes the runner that the settings ask for; vllm is imported only when vLLM's is made.
 
 Runs on the step lane: GPUs are claimed and the environment is set before anything imports torch.
 """
@@ -8,9 +8,9 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import ValidationError
 
 from executor_svc.cost_model import step_cost
 from executor_svc.device_claim import Device, DeviceClaim, claim_devices, visible_devices
@@ -18,14 +18,15 @@ from executor_svc.runner import Runner
 from executor_svc.settings import ExecutorSettings
 from executor_svc.simulated_runner import SimulatedConfig, SimulatedRunner
 from executor_svc.simulated_tokens import TokenRule
+from executor_svc.vllm_runner import ModelMissing, UnsupportedModel, VllmRunnerConfig
+from executor_svc.vllm_runner import make_runner as load_vllm
 from svc_runtime.fingerprint import model_fingerprint, tokenizer_fingerprint
 from svc_runtime.lifecycle import ExitCode, StartupError
 
-if TYPE_CHECKING:
-    from executor_svc.vllm_runner.config import VllmRunnerConfig
-
 log = structlog.get_logger("autellix.runners")
 
+CONFIG_FILES = ("config.json", "params.json")
+"""A model directory has one of them."""
 SIMULATED_DEFAULTS = {"max_model_len": 131072, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
 SIMULATED_BLOCK_SIZE = 16
 SIMULATED_NUM_BLOCKS = 24576
@@ -90,23 +91,51 @@ def make_vllm(settings: ExecutorSettings, devices: Callable[[], list[Device]] = 
 
     Raises: StartupError.
     """
-    from executor_svc.vllm_runner import make_runner as load
-    from executor_svc.vllm_runner.config import ModelMissing, UnsupportedModel
-
+    _require_model(settings.model)
     config = vllm_config(settings)
     claim = claim_gpus(settings, devices())
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its log lines take the way of ours
     try:
-        runner = load(config)
+        runner = load_vllm(config)
     except ModelMissing as error:
-        raise StartupError(
-            f"{error}: pass --model a directory in the Hugging Face layout, or an id that can be downloaded",
-            ExitCode.MODEL_MISSING,
-        ) from error
+        raise _model_missing(str(error)) from error
+    except OSError as error:  # transformers and the hub's client: no such id, no network, files missing
+        raise _model_missing(f"model {settings.model} cannot be read: {_first_line(error)}") from error
+    except ValueError as error:
+        log.debug("vllm_refused", exc_info=True)
+        raise StartupError(f"vLLM refuses these settings: {_problems(error)}", ExitCode.USAGE) from error
     except UnsupportedModel as error:
         raise StartupError(f"this model cannot be served: {error}", ExitCode.REFUSED) from error
     if claim is not None:
         weakref.finalize(runner, claim.release)  # keeps the locks for as long as the runner lives
     return runner
+
+
+def _require_model(model: str) -> None:
+    """Finds out before vllm is imported, which takes a while, that a local model is not there."""
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        if not any((directory / name).is_file() for name in CONFIG_FILES):
+            raise _model_missing(f"model directory {model} has no {' or '.join(CONFIG_FILES)}")
+    elif model.startswith(("/", "./", "../", "~")):
+        raise _model_missing(f"model directory {model} does not exist")
+
+
+def _problems(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+    return str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _model_missing(problem: str) -> StartupError:
+    return StartupError(
+        f"{problem}: pass --model a directory in the Hugging Face layout, or an id that can be downloaded",
+        ExitCode.MODEL_MISSING,
+    )
 
 
 def claim_gpus(settings: ExecutorSettings, devices: list[Device]) -> DeviceClaim | None:
@@ -129,10 +158,8 @@ def claim_gpus(settings: ExecutorSettings, devices: list[Device]) -> DeviceClaim
     return claim
 
 
-def vllm_config(settings: ExecutorSettings) -> "VllmRunnerConfig":
+def vllm_config(settings: ExecutorSettings) -> VllmRunnerConfig:
     """The runner's part of the settings."""
-    from executor_svc.vllm_runner.config import VllmRunnerConfig
-
     return VllmRunnerConfig(
         model=settings.model,
         served_model_name=settings.served_model_name,

@@ -199,7 +199,7 @@ class Session:
             log.info("drained_by_operator", epoch=self._epoch)
             return Ended.LEFT
         log.warning(
-            "stream_lost",
+            "stream_lost" if self._registered else "registration_failed",
             scheduler=self._config.scheduler,
             code=failure.code.name,
             reason=failure.reason,

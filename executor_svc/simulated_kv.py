@@ -59,12 +59,14 @@ class BlockLedger:
         Raises: PlanViolation when the table is too short, another row uses a block, or what comes before is
         missing.
         """
-        if end > len(table) * self.block_size:
+        size = self.block_size
+        if end > len(table) * size:
             raise PlanViolation(f"positions up to {end - 1} do not fit into {len(table)} blocks")
+        if end - start == 1:  # a decode row: most of a simulation's work
+            self._fill(table[start // size], start % size, hashes, start, end)
+            return
         for block, first, last in self._spans(table, start, end):
-            if self._users[block] != 1:
-                raise PlanViolation(f"block {block} is written while {self._users[block]} rows use it")
-            self._fill(block, first % self.block_size, hashes, first, last)
+            self._fill(block, first % size, hashes, first, last)
 
     def swap_out(self, device_block: int, host_block: int) -> None:
         """Copies a block to the host tier."""
@@ -84,7 +86,11 @@ class BlockLedger:
         self._device[device_block] = list(self._host.get(host_block, ()))
 
     def _fill(self, block: int, slot: int, hashes: Sequence[int], first: int, last: int) -> None:
-        slots = self._device.setdefault(block, [])
+        if self._users[block] != 1:
+            raise PlanViolation(f"block {block} is written while {self._users[block]} rows use it")
+        slots = self._device.get(block)
+        if slots is None:
+            slots = self._device[block] = []
         if len(slots) < slot or (slot and slots[slot - 1] != hashes[first - 1]):
             raise PlanViolation(f"block {block} does not hold the KV before position {first}")
         slots[slot:] = hashes[first:last]

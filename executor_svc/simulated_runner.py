@@ -170,7 +170,7 @@ class SimulatedRunner:
         """Forgets all calls and blocks."""
         config = self._config
         self._calls: dict[int, _Call] = {}
-        self._batch: tuple[int, ...] = ()
+        self._batch: Sequence[int] = ()
         self._kv = BlockLedger(
             block_size=config.block_size, num_blocks=config.num_blocks, host_blocks=config.host_blocks
         )
@@ -194,9 +194,8 @@ class SimulatedRunner:
 
     def _leave(self, plan: StepPlan) -> None:
         """Rows of the last batch that are not in this one leave; released calls are forgotten."""
-        staying = set(plan.handles)
-        for handle in self._batch:
-            if handle not in staying:
+        if plan.handles != self._batch:
+            for handle in set(self._batch).difference(plan.handles):
                 call = self._calls[handle]
                 self._kv.leave(call.table)
                 call.table = []
@@ -213,11 +212,7 @@ class SimulatedRunner:
 
     def _enter(self, plan: StepPlan, rows: Sequence[_Call]) -> None:
         """Rows join with their tables, others grow; all users of blocks are known afterwards."""
-        before = set(self._batch)
-        for row, handle in enumerate(plan.handles):
-            if (row in plan.joined) == (handle in before):
-                was = "was already" if handle in before else "was not"
-                raise PlanViolation(f"row {row} (handle {handle}) {was} in the previous batch")
+        self._check_joined(plan)
         for row, blocks in plan.blocks.items():
             self._kv.use(blocks)
             rows[row].table.extend(blocks)
@@ -231,7 +226,17 @@ class SimulatedRunner:
                 )
             self._kv.check_holds(call.table, call.hashes, computed)
             call.computed = computed
-        self._batch = tuple(plan.handles)
+        self._batch = plan.handles
+
+    def _check_joined(self, plan: StepPlan) -> None:
+        """Rows that join are exactly those that were not in the previous batch."""
+        if not plan.joined and plan.handles == self._batch:
+            return
+        before = set(self._batch)
+        for row, handle in enumerate(plan.handles):
+            if (row in plan.joined) == (handle in before):
+                was = "was already" if handle in before else "was not"
+                raise PlanViolation(f"row {row} (handle {handle}) {was} in the previous batch")
 
     def _price(self, plan: StepPlan, rows: Sequence[_Call]) -> float:
         """A row of one token that continues a computed context counts as a decode row."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from executor_svc.device_claim import Device
-from executor_svc.runners import claim_gpus, make_runner, simulated_config, vllm_config
+from executor_svc.runners import claim_gpus, make_runner, make_vllm, simulated_config, vllm_config
 from executor_svc.settings import ExecutorSettings
 from svc_runtime.fingerprint import model_fingerprint, tokenizer_fingerprint
-from svc_runtime.lifecycle import ExitCode
+from svc_runtime.lifecycle import ExitCode, StartupError
 from svc_runtime.settings import load_settings
 
 
@@ -101,6 +101,17 @@ def test_claimed_gpus_hide_the_others(tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     claim.release()
     assert claim_gpus(told, []) is None
+
+
+@pytest.mark.parametrize("directory", ["missing", "empty"])
+def test_a_missing_model_is_found_before_vllm_is_imported(tmp_path: Path, directory: str) -> None:
+    (tmp_path / "empty").mkdir()
+    told = load_settings(ExecutorSettings, ["--model", str(tmp_path / directory)])
+    with pytest.raises(
+        StartupError, match=f"{directory} (has no config.json|does not exist).*pass --model"
+    ) as missing:
+        make_vllm(told, devices=lambda: pytest.fail("GPUs were asked for"))
+    assert missing.value.exit_code == ExitCode.MODEL_MISSING
 
 
 def test_the_process_says_what_it_takes_without_importing_vllm() -> None:
