@@ -23,6 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S_MAX = 120.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""One computing thread an executor: several on one machine otherwise spin against each other."""
 
 
 def free_port() -> int:
@@ -126,6 +128,7 @@ class Cluster:
         with_frontend: bool = True,
         scheduler_module: str = "scheduler_svc",
         executor_module: str = "executor_svc",
+        env: Mapping[str, str] = ONE_THREAD,
     ) -> None:
         self.directory = directory
         self.peer_token = secrets.token_hex(16)
@@ -144,6 +147,7 @@ class Cluster:
             "FRONTEND": "frontend_svc",
         }
         self._executor_count = executors
+        self._env = dict(env)
         self._with_frontend = with_frontend
         self._executor_health: list[int] = []
         self.services: dict[str, Service] = {}
@@ -193,7 +197,7 @@ class Cluster:
     def _spawn(self, name: str, kind: str, settings: Mapping[str, object]) -> Service:
         merged = {"log_format": "json", "metrics_port": 0, "peer_token": self.peer_token, **settings}
         merged |= self._settings[kind]
-        env = {f"AUTELLIX_{kind}_{key.upper()}": str(value) for key, value in merged.items()}
+        env = self._env | {f"AUTELLIX_{kind}_{key.upper()}": str(value) for key, value in merged.items()}
         argv = [sys.executable, "-m", self._modules[kind]]
         service = Service(name, argv, env, self.directory / f"{name}.log")
         self.services[name] = service

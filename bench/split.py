@@ -113,9 +113,11 @@ def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
 @contextmanager
 def our_services(model: Path, directory: Path) -> Iterator[Side]:
     """Scheduler, one executor and one frontend."""
-    os.environ |= SHARED_ENV
     executor = {**ENGINE, "enforce_eager": True, "kv_cache_gib": 1}
-    with Cluster(directory, model=model, scheduler={"policy": "fcfs"}, executor=executor) as cluster:
+    services = Cluster(
+        directory, model=model, scheduler={"policy": "fcfs"}, executor=executor, env=SHARED_ENV
+    )
+    with services as cluster:
         yield Side(cluster.base_url, "test", [service.process.pid for service in cluster.services.values()])
 
 

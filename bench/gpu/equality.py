@@ -96,9 +96,10 @@ def main() -> None:
         make_tiny(model)
         plain = baseline(model, requests, options.dtype)
         executor = {**ENGINE, "dtype": options.dtype, "enforce_eager": options.eager}
-        with Cluster(
-            Path(name) / "run", model=model, scheduler=EAGER_PREEMPTION, executor=executor
-        ) as cluster:
+        services = Cluster(
+            Path(name) / "run", model=model, scheduler=EAGER_PREEMPTION, executor=executor, env={}
+        )
+        with services as cluster:
             generated, statistics = asyncio.run(ours(cluster, requests))
     counts = compare(generated, plain)
     result = {

@@ -63,7 +63,8 @@ def make_model(path: Path) -> None:
 def our_services(model: Path, directory: Path, eager: bool) -> Iterator[Side]:
     """Scheduler, one executor and one frontend, policy fcfs."""
     executor = {**ENGINE, "enforce_eager": eager}
-    with Cluster(directory, model=model, scheduler={"policy": "fcfs"}, executor=executor) as cluster:
+    services = Cluster(directory, model=model, scheduler={"policy": "fcfs"}, executor=executor, env={})
+    with services as cluster:
         yield Side(cluster.base_url, "test", [service.process.pid for service in cluster.services.values()])
 
 

@@ -32,7 +32,7 @@ SMALL_ENGINE = {
     "enforce_eager": True,
     "kv_cache_gib": 1,
 }
-EAGER_PREEMPTION = {"policy": "plas", "levels": 6, "first_quantum_s": 0.02}
+EAGER_PREEMPTION = {"policy": "plas", "levels": 6, "first_quantum_s": 0.02, "starvation_beta": 1000}
 
 
 @pytest.fixture(scope="module")
