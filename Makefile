@@ -56,15 +56,15 @@ test: setup ## Set up, then run all tests (ARGS="-k name" narrows)
 
 .PHONY: test-unit
 test-unit: setup ## Tests that need neither vLLM nor a model: seconds
-	$(PYTEST) -m "not integration and not e2e"
+	$(PYTEST) --ignore=tests/integration --ignore=tests/e2e tests
 
 .PHONY: test-integration
 test-integration: setup ## Tests through the three services with a tiny random model
-	$(PYTEST) -m integration
+	$(PYTEST) tests/integration
 
 .PHONY: test-e2e
 test-e2e: setup ## Tests with the demo model and the Node client
-	$(PYTEST) -m e2e
+	$(PYTEST) tests/e2e
 
 .PHONY: lint
 lint: setup ## ruff, mypy, buf, compose config, hadolint
