@@ -2,16 +2,18 @@
 
 Format `vllm-0.32.0/msgpack`: a msgpack map
 
-    {"v": 1, "sampling": SamplingParams, "reasoning_ended": bool | None, "reasoning_parser_kwargs": map | None}
+    {"v": 1, "sampling": SamplingParams, "reasoning_ended": bool | None, "reasoning_parser_kwargs": map |
+    None}
 
 `sampling` is vLLM's own struct as msgspec encodes it, private fields included (`_all_stop_token_ids`,
-`_bad_words_token_ids`, the chosen grammar backend): they were computed beside the tokenizer, in the frontend. The
-two reasoning fields are the ones vLLM carries on its EngineCoreRequest. The frontend owns the encoder.
+`_bad_words_token_ids`, the chosen grammar backend): they were computed beside the tokenizer, in the frontend.
+The two reasoning fields are the ones vLLM carries on its EngineCoreRequest. The frontend owns the encoder.
 """
 
 from typing import Any
 
 import msgspec
+from vllm.exceptions import VLLMError
 from vllm.sampling_params import SamplingParams
 
 PARAMS_FORMAT = "vllm-0.32.0/msgpack"
@@ -45,7 +47,7 @@ def decode_params(params: bytes, params_format: str) -> CallParams:
         raise ParamsError(f"params format is {params_format!r}, this executor reads {PARAMS_FORMAT!r}")
     try:
         decoded = _decoder.decode(params)
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, VLLMError, ValueError, TypeError) as error:
         raise ParamsError(f"params cannot be decoded: {error}") from error
     if decoded.v != PARAMS_VERSION:
         raise ParamsError(f"params version is {decoded.v}, this executor reads {PARAMS_VERSION}")

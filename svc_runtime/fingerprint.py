@@ -4,11 +4,11 @@ Executors of one model must agree on weights, tokenizer and configuration; a fro
 must agree on tokenizer and configuration. Both compare short strings computed here, from file names and
 content alone: no clock, no path, no order of the directory enters.
 
-Weights up to `FULL_HASH_LIMIT_BYTES` are hashed whole (about 0.3 s per 100 MB). Beyond that, reading everything
-would delay each start by minutes, so of each weights file only the name, the size, the safetensors header (names,
-shapes, types and offsets of all tensors) or else the first bytes, and the last bytes are hashed. The string says
-which it was: `sha256:...` or `sha256-sampled:...`. A sampled fingerprint tells models apart, not
-two fine-tunings that differ only in the middle of a file.
+Weights up to `FULL_HASH_LIMIT_BYTES` are hashed whole (about 0.3 s per 100 MB). Beyond that, reading
+everything would delay each start by minutes, so of each weights file only the name, the size, the safetensors
+header (names, shapes, types and offsets of all tensors) or else the first bytes, and the last bytes are
+hashed. The string says which it was: `sha256:...` or `sha256-sampled:...`. A sampled fingerprint tells models
+apart, not two fine-tunings that differ only in the middle of a file.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """The runner that executes plans on vLLM: the only place that imports vLLM's worker side.
 
 Theory of operation: `calls` checks a plan against what is known of each call, `translate` says it in vLLM's
-words for the model runner at hand, `runner` drives vLLM's Executor, `results` reads what it sampled. `admission`
-keeps bad calls out, `grammars` follows structured output, `worker_extension` reaches into V1's worker where a plan
-asks for what vLLM's scheduler never does, `startup` loads the model.
+words for the model runner at hand, `runner` drives vLLM's Executor, `results` reads what it sampled.
+`admission` keeps bad calls out, `grammars` follows structured output, `worker_extension` reaches into V1's
+worker where a plan asks for what vLLM's scheduler never does, `startup` loads the model.
 
 Importing this package does not import vllm; `make_runner` does, after it has set the environment.
 """

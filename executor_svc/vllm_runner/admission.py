@@ -1,11 +1,12 @@
 """Turns an announcement into a call, or into a call that has failed.
 
-Whatever is wrong with one call is found here, before its numbers index a tensor beside those of other calls: inside
-a step an id out of range would end the step for everybody.
+Whatever is wrong with one call is found here, before its numbers index a tensor beside those of other calls:
+inside a step an id out of range would end the step for everybody.
 """
 
 from collections.abc import Iterable
 
+import structlog
 from vllm.config import ModelConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
@@ -13,6 +14,8 @@ from vllm.v1.request import Request
 from executor_svc.params_codec import CallParams, ParamsError, decode_params
 from executor_svc.runner import AnnouncedCall
 from executor_svc.vllm_runner.calls import Call
+
+log = structlog.get_logger(__name__)
 
 
 def admit(announced: AnnouncedCall, req_id: str, model: ModelConfig, grammar_backend: str) -> Call:
@@ -31,8 +34,9 @@ def admit(announced: AnnouncedCall, req_id: str, model: ModelConfig, grammar_bac
         call.grammar = _grammar_request(call, params, grammar_backend)
         if call.grammar and not announced.needs_preparation:
             raise ParamsError("the call has a grammar, but was not announced for preparation")
-    except ValueError as error:
-        call.failure = str(error)
+    except Exception as error:
+        log.info("call_not_admitted", call_id=announced.call_id, exc_info=True)
+        call.failure = str(error) or type(error).__name__
     return call
 
 

@@ -1,7 +1,8 @@
 """What the executor holds of each call, and the check of every plan against it.
 
-A call lives from its announcement until a plan releases it. `computed` counts the tokens whose KV its blocks hold,
-the steps that are still running included; `in_flight` counts tokens sampled by such steps, not yet known here:
+A call lives from its announcement until a plan releases it. `computed` counts the tokens whose KV its blocks
+hold, the steps that are still running included; `in_flight` counts tokens sampled by such steps, not yet
+known here:
 
     prompt + outputs         in_flight
     |---------------------|  |------|     a plan may compute up to here
@@ -11,13 +12,17 @@ A plan is checked completely before anything changes, so a violation leaves the 
 A failed call stays in the book: its rows are skipped, for the plan that names it may be under way already.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from vllm.sampling_params import SamplingParams
-from vllm.v1.request import Request
+from typing import TYPE_CHECKING
 
 from executor_svc.runner import PlanViolation, StepPlan
+
+if TYPE_CHECKING:  # the rules of plans need no vllm, and their tests have none
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -1,4 +1,5 @@
-"""Settings of the vLLM runner. Imports nothing from vllm: the environment must be right before vllm is imported."""
+"""Settings of the vLLM runner. Imports nothing from vllm: the environment must be right before vllm is
+imported."""
 
 import os
 from collections.abc import Mapping

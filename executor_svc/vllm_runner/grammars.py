@@ -1,11 +1,12 @@
 """Grammars of calls, kept where the tokens are sampled.
 
-vLLM's own manager compiles them, fills the bitmasks and follows the tokens; this module decides when. A grammar is
-compiled off the step thread (`prepare`), tokens generated elsewhere are replayed into it, and from then on it
-advances by each token sampled here. The bitmask of a step is made from those states alone, so a plan carries none.
+vLLM's own manager compiles them, fills the bitmasks and follows the tokens; this module decides when. A
+grammar is compiled off the step thread (`prepare`), tokens generated elsewhere are replayed into it, and from
+then on it advances by each token sampled here. The bitmask of a step is made from those states alone, so a
+plan carries none.
 
-A grammar that has ended (after EOS) constrains nothing and takes no more tokens: the row that a plan sent ahead
-spends on an ended call passes through. Any error of one grammar fails its call only.
+A grammar that has ended (after EOS) constrains nothing and takes no more tokens: the row that a plan sent
+ahead spends on an ended call passes through. Any error of one grammar fails its call only.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ class Grammars:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._manager = StructuredOutputManager(vllm_config)
-        # `prepare` is called on a thread made for waiting: the manager's own thread pool would be a second hop.
+        # `prepare` is called on a thread made for waiting: the manager's own thread pool would be a second
+        # hop.
         self._manager._use_async_grammar_compilation = False
         self._first_compilation = Lock()
 
@@ -57,7 +59,7 @@ class Grammars:
         try:
             return self._fill(calls)
         except Exception:
-            log.warning("grammar_bitmask_failed", exc_info=True)
+            log.warning("grammar_bitmasks_filled_singly", exc_info=True)
             return self._fill([call for call in calls if self._can_fill(call)])
 
     def advance(self, call: Call, token: int) -> None:
@@ -111,6 +113,7 @@ class Grammars:
         try:
             self._fill([call])
         except Exception as unexpected:
+            log.warning("grammar_bitmask_failed", call=call.req_id, exc_info=True)
             call.failure = f"grammar failed: {unexpected}"
             return False
         return True

@@ -1,11 +1,12 @@
 """Runs plans on vLLM's Executor: check, translate, step, read.
 
-    plan -> CallBook.compose -> Translator -> execute_model -> bitmask -> sample_tokens -> apply_output -> result
+    plan -> CallBook.compose -> Translator -> execute_model -> bitmask -> sample_tokens -> apply_output
 
 Two ways to drive the workers. A synchronous worker (model runner V1: all of CPU) does the whole step inside
-`execute`; plans sent ahead wait in the caller's queue. An asynchronous one (V2 under async scheduling) returns from
-`execute` while the device works, so the next plan is put together meanwhile; its `Pending` waits for the tokens on
-the result thread. There only a batch with grammars waits in `execute`: its bitmask needs the tokens before.
+`execute`; plans sent ahead wait in the caller's queue. An asynchronous one (V2 under async scheduling)
+returns from `execute` while the device works, so the next plan is put together meanwhile; its `Pending` waits
+for the tokens on the result thread. There only a batch with grammars waits in `execute`: its bitmask needs
+the tokens before.
 
 Calls are touched by the step thread (compose, translate) and, in the asynchronous case, by the result thread
 (apply): `_calls_lock` guards them. Steps are resolved in order, by whoever comes first.
@@ -20,12 +21,12 @@ from threading import Lock, RLock
 
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingType
-from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
 from executor_svc.runner import AnnouncedCall, Pending, PlanViolation, RunnerInfo, StepPlan, StepResult
 from executor_svc.vllm_runner.admission import admit
-from executor_svc.vllm_runner.calls import Batch, CallBook, Limits
+from executor_svc.vllm_runner.calls import Batch, Call, CallBook, Limits
 from executor_svc.vllm_runner.grammars import Grammars
 from executor_svc.vllm_runner.results import apply_output
 from executor_svc.vllm_runner.startup import Engine
@@ -199,12 +200,14 @@ class VllmRunner:
         with self._calls_lock:
             return apply_output(batch, output, self._grammars, step_s)
 
-    def _bitmask(self, batch: Batch):  # type: ignore[no-untyped-def]
+    def _bitmask(self, batch: Batch) -> GrammarOutput | None:
         return self._grammars.bitmask([row.call for row in batch.rows if row.samples and row.call.grammar])
 
 
 def _draws_too_early(batch: Batch) -> bool:
     """Whether a seeded row does not sample in this step, on a platform where its draw cannot be undone."""
-    return current_platform.is_cpu() and any(
-        not row.samples and row.call.params.sampling_type == SamplingType.RANDOM_SEED for row in batch.rows
-    )
+    return current_platform.is_cpu() and any(not row.samples and _is_seeded(row.call) for row in batch.rows)
+
+
+def _is_seeded(call: Call) -> bool:
+    return call.params is not None and call.params.sampling_type == SamplingType.RANDOM_SEED

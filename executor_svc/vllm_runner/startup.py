@@ -1,8 +1,8 @@
 """Brings up vLLM's Executor without vLLM's engine core and its scheduler.
 
-The order is that of vLLM's engine core (vllm/v1/engine/core.py, `_initialize_kv_caches`): workers and weights, KV
-specs, layout, available memory, KV configuration, KV tensors, warm-up. What a plan cannot express is refused here,
-before the memory is taken.
+The order is that of vLLM's engine core (vllm/v1/engine/core.py, `_initialize_kv_caches`): workers and
+weights, KV specs, layout, available memory, KV configuration, KV tensors, warm-up. What a plan cannot express
+is refused here, before the memory is taken.
 """
 
 from dataclasses import dataclass
@@ -104,8 +104,8 @@ def _vllm_config(config: VllmRunnerConfig) -> VllmConfig:
     args = to_engine_args(config)
     vllm_config = EngineArgs(**args).create_engine_config()
     if vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner:
-        # V1 under async scheduling keeps the previous batch's tokens by row, across batches we may leave empty:
-        # it is driven synchronously; V2 has no such state.
+        # V1 under async scheduling keeps the previous batch's tokens by row, across batches we may leave
+        # empty: it is driven synchronously; V2 has no such state.
         vllm_config = EngineArgs(**args | {"async_scheduling": False}).create_engine_config()
     return vllm_config
 

@@ -99,7 +99,8 @@ def _add_cached(cached: CachedRequestData, row: Row, *, resumed: bool) -> None:
     cached.req_ids.append(call.req_id)
     cached.new_block_ids.append((list(row.blocks),) if row.blocks else None)
     cached.num_computed_tokens.append(row.start)
-    # Tokens the runner holds at this point, so without the one this very step samples. Fewer would make V1 cut.
+    # Tokens the runner holds at this point, so without the one this very step samples. Fewer would make V1
+    # cut.
     cached.num_output_tokens.append(len(call.outputs) + call.in_flight - row.samples)
     if resumed:
         cached.resumed_req_ids.add(call.req_id)

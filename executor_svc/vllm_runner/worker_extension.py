@@ -1,7 +1,7 @@
 """Methods added to vLLM's worker: what plans need from model runner V1 and vLLM's scheduler never asks for.
 
-vLLM mixes this class into its worker (`worker_extension_cls`), in every rank; the runner calls the methods with
-`collective_rpc`. All run between two steps, or between the forward pass and the sampling of one.
+vLLM mixes this class into its worker (`worker_extension_cls`), in every rank; the runner calls the methods
+with `collective_rpc`. All run between two steps, or between the forward pass and the sampling of one.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class WorkerExtension:
     def autellix_adopt(self, calls: list[AdoptedCall]) -> None:
         """Puts calls into model runner V1 as if they had run here and been preempted.
 
-        Sent as new requests their generated tokens would count as prompt: penalties, min_tokens and seeds would
-        go wrong. The next step lists them as resumed.
+        Sent as new requests their generated tokens would count as prompt: penalties, min_tokens and seeds
+        would go wrong. The next step lists them as resumed.
         """
         runner = self.model_runner
         for call in calls:

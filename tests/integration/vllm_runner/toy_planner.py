@@ -1,70 +1,27 @@
-"""What the tests of the vLLM runner share: a small runner, and a planner to be obeyed.
+"""A planner for the tests of the vLLM runner, to be obeyed.
 
-The planner is a toy: it knows nothing of programs, runs every call that is not held back, cuts prompts to a token
+It is a toy: it knows nothing of programs, runs every call that is not held back, cuts prompts to a token
 budget and hands out blocks from a free list. Tests preempt through it:
 
     hold(call)              pause in place: the blocks stay
     evict(call)             the blocks go to others; the call is computed again from its first token
     forget_recompute(call)  the broken variant: fresh blocks, but the call claims that they hold its KV
-    move_everything()       the executor forgets all (reset); calls continue there as if they came from elsewhere
+    move_everything()       the executor forgets all (reset); calls continue there as if they came from
+    elsewhere
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from executor_svc.runner import AnnouncedCall, Pending, Runner, StepPlan, StepResult
-from executor_svc.vllm_runner import VllmRunnerConfig, make_runner
 
 BLOCK_SIZE = 32
 PARAMS_FORMAT = "vllm-0.32.0/msgpack"
 EOS = 2
 STEPS_MAX = 5000
-
-
-@pytest.fixture(scope="session")
-def runner_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny float32 Llama; AUTELLIX_TEST_TINY_MODEL names one that exists already."""
-    if given := os.environ.get("AUTELLIX_TEST_TINY_MODEL"):
-        return Path(given)
-    from demo.models import make_tiny
-
-    path = tmp_path_factory.mktemp("runner_model") / "tiny"
-    make_tiny(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def loaded_runner(runner_model: Path) -> Iterator[Runner]:
-    """One runner for all tests: vLLM cannot be brought up twice in a process."""
-    runner = make_runner(
-        VllmRunnerConfig(
-            model=str(runner_model),
-            served_model_name="tiny",
-            dtype="float32",
-            max_model_len=1024,
-            max_num_seqs=64,
-            max_num_batched_tokens=2048,
-            block_size=BLOCK_SIZE,
-            num_gpu_blocks_override=512,
-            kv_cache_gib=0.5,
-            enforce_eager=True,
-        )
-    )
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def runner(loaded_runner: Runner) -> Runner:
-    """The runner, empty."""
-    loaded_runner.reset()
-    return loaded_runner
 
 
 def encode_sampling(request: dict[str, Any]) -> bytes:
@@ -126,6 +83,7 @@ class ToyPlanner:
         self._rows_max = rows_max
         self._ahead = ahead
         self._pending: Pending | None = None
+        self._busy = False
         self._forget()
 
     def _forget(self) -> None:
@@ -206,14 +164,15 @@ class ToyPlanner:
         assert all(call.ended or call.failure for call in self.calls)
 
     def step(self) -> bool:
-        """Sends one plan. Returns whether it had rows or anything was under way."""
+        """Sends one plan. Returns whether it or the one before had rows."""
         plan = self._plan()
         before, self._pending = self._pending, self.runner.execute(plan)
         if before is not None:
             self._absorb(before.result())
         if not self._ahead:
             self._settle()
-        return bool(plan.handles) or before is not None
+        busy, self._busy = self._busy or bool(plan.handles), bool(plan.handles)
+        return busy
 
     def _settle(self) -> None:
         if self._pending is not None:
