@@ -30,7 +30,13 @@ class TestDoor:
             ("PROMPT_TOO_LONG", "prompt_token_ids", "127", "128", {"prompt": 128}),
             ("PARAMETER_OUT_OF_RANGE", "max_tokens", "<= 28", "29", {"prompt": 100, "max_tokens": 29}),
             ("PARAMETER_OUT_OF_RANGE", "max_tokens", "> 0", "0", {"max_tokens": 0}),
-            ("PARAMETER_OUT_OF_RANGE", "max_tokens", "> 2", "2", {"output_token_ids": (1, 2), "max_tokens": 2}),
+            (
+                "PARAMETER_OUT_OF_RANGE",
+                "max_tokens",
+                "> 2",
+                "2",
+                {"output_token_ids": (1, 2), "max_tokens": 2},
+            ),
             ("PARAMETER_OUT_OF_RANGE", "min_tokens", "0..4", "5", {"min_tokens": 5}),
             ("PARAMETER_OUT_OF_RANGE", "min_tokens", "0..4", "-1", {"min_tokens": -1}),
             ("PARAMETER_OUT_OF_RANGE", "deadline_s", "> 0", "0.0", {"deadline_s": 0.0}),
@@ -99,7 +105,9 @@ class TestEnds:
         by_stop = world.submit("p", prompt=[5, 6, 7], max_tokens=8, stop_token_ids=frozenset({second}))
         by_eos = world.submit("p", prompt=[5, 6, 7], max_tokens=8, eos_token_id=second)
         world.run()
-        ends = [(world.finished[call].reason, world.finished[call].stop_token_id) for call in (by_stop, by_eos)]
+        ends = [
+            (world.finished[call].reason, world.finished[call].stop_token_id) for call in (by_stop, by_eos)
+        ]
         assert ends == [(FinishReason.STOP, second), (FinishReason.STOP, None)]
         assert world.outputs[by_stop] == world.outputs[by_eos] == world.outputs[probe][:2]
 
@@ -108,7 +116,11 @@ class TestEnds:
         world.run()
         output = world.outputs[probe]
         call = world.submit(
-            "p", prompt=[5, 6, 7], max_tokens=8, min_tokens=4, stop_token_ids=frozenset({output[1], output[5]})
+            "p",
+            prompt=[5, 6, 7],
+            max_tokens=8,
+            min_tokens=4,
+            stop_token_ids=frozenset({output[1], output[5]}),
         )
         world.run()
         assert world.outputs[call] == output[:6]

@@ -206,7 +206,9 @@ class TestBlocks:
         world.turn()
         world.submit("p", prompt=16, max_tokens=4)
         world.plan()
-        assert world.batch() == [big, little], "the new call is urgent, but what it may take is not enough for it"
+        assert world.batch() == [big, little], (
+            "the new call is urgent, but what it may take is not enough for it"
+        )
         assert world.core.statistics().preemptions == 0
         world.run()
         assert_right_outputs(world)

@@ -88,7 +88,10 @@ class TestEnding:
     @pytest.mark.parametrize("event", [ProgramEnded, ProgramCancelled])
     def test_a_strangers_program_looks_unknown(self, world: World, event: type) -> None:
         world.open("p")
-        assert reason_of(world, event(tenant=TenantId("stranger"), program_id=ProgramId("p"))) == "PROGRAM_UNKNOWN"
+        assert (
+            reason_of(world, event(tenant=TenantId("stranger"), program_id=ProgramId("p")))
+            == "PROGRAM_UNKNOWN"
+        )
         assert reason_of(world, event(tenant=TENANT, program_id=ProgramId("q"))) == "PROGRAM_UNKNOWN"
         assert world.core.program(TenantId("stranger"), ProgramId("p")) is None
 
@@ -163,7 +166,12 @@ class TestCounters:
         world.turn()
         world.turn()
         row = look(world, "p")
-        assert (row.state, row.live_calls, row.tokens, row.attained_service_s) == (ProgramState.RUNNING, 1, 2, 2.0)
+        assert (row.state, row.live_calls, row.tokens, row.attained_service_s) == (
+            ProgramState.RUNNING,
+            1,
+            2,
+            2.0,
+        )
 
     def test_two_calls_in_one_step_are_both_charged(self, world: World) -> None:
         world.open("p")

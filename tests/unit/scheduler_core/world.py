@@ -90,14 +90,18 @@ class World:
 
     def join(self, spec: ExecutorSpec, step_s: float = 1.0) -> ObedientExecutor:
         executor = ObedientExecutor(spec, step_s)
+        self._forget_preparations(spec.executor_id)
         self.executors[spec.executor_id] = executor
         self.feed(ExecutorJoined(executor=spec))
         return executor
 
     def lose(self, executor_id: str = "executor-1") -> None:
         executor = self.executors.pop(ExecutorId(executor_id))
-        self.to_prepare = [item for item in self.to_prepare if item.executor_id != executor_id]
+        self._forget_preparations(executor.spec.executor_id)
         self.feed(ExecutorLost(executor_id=executor.spec.executor_id, epoch=executor.spec.epoch))
+
+    def _forget_preparations(self, executor_id: ExecutorId) -> None:
+        self.to_prepare = [item for item in self.to_prepare if item.executor_id != executor_id]
 
     def open(self, program_id: str, **changes: Any) -> ProgramId:
         self.feed(ProgramOpened(tenant=TENANT, program_id=ProgramId(program_id), **changes))
