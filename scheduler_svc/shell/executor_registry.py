@@ -90,8 +90,8 @@ def _facts(specs: Sequence[ExecutorSpec]) -> ModelFacts:
 def _stale(spec: ExecutorSpec, attached: ExecutorSpec) -> Refusal:
     return Refusal(
         reason="EPOCH_STALE",
-        message=f"executor {spec.executor_id} is attached with epoch {attached.epoch}: register with a higher "
-        "one, or give this process another executor id",
+        message=f"executor {spec.executor_id} is attached with epoch {attached.epoch}: register with a "
+        "higher one, or give this process another executor id",
         field="epoch",
         limit=f"> {attached.epoch}",
         value=str(spec.epoch),

@@ -58,7 +58,7 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
         """Serves one executor until its stream ends."""
         requests = aiter(request_iterator)
         try:
-            session = await self._register(requests)
+            session = await self._register(requests, context)
             refusal = await self._serve(session, requests, context)
         except Refused as refused:
             log.warning("executor_refused", peer=context.peer(), **_refusal_keys(refused))
@@ -83,9 +83,9 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
 
     # ── joining and leaving ─────────────────────────────────────────────────────────────────────────
 
-    async def _register(self, requests: AsyncIterator[pb.AttachRequest]) -> ExecutorSession:
+    async def _register(self, requests: AsyncIterator[pb.AttachRequest], context: Context) -> ExecutorSession:
         request = await first_message(
-            requests, timeout_s=self._registration_timeout_s, expected="registration"
+            context, requests, timeout_s=self._registration_timeout_s, expected="registration"
         )
         spec = executor_wire.executor_spec(request, max_plans_in_flight=self._max_plans_in_flight)
         return ExecutorSession(spec, scheduler_id=self._scheduler_id, outbox_max=self._outbox_max)

@@ -80,7 +80,7 @@ class FrontendStreams:
         Raises: Refused when the stream does not open with a Hello that we can take, or is ended by us.
         """
         requests = aiter(request_iterator)
-        request = await first_message(requests, timeout_s=self._hello_timeout_s, expected="hello")
+        request = await first_message(context, requests, timeout_s=self._hello_timeout_s, expected="hello")
         session = self._open(_checked_hello(request))
         try:
             refusal = await run_stream(

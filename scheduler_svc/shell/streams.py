@@ -54,11 +54,20 @@ class StreamEnd:
         return await asyncio.shield(self._decided)
 
 
-async def first_message(requests: AsyncIterator[M], *, timeout_s: float, expected: str) -> M:
-    """The opening message of a stream.
+async def first_message(
+    context: grpc.aio.ServicerContext[Any, Any],
+    requests: AsyncIterator[M],
+    *,
+    timeout_s: float,
+    expected: str,
+) -> M:
+    """Opens a stream: answers with metadata, returns the peer's opening message.
 
     Raises: Refused with PROTOCOL_BROKEN when it does not come, or does not come in time.
     """
+    # Sent apart from our first message: a stream whose first write is cut short could not be aborted any
+    # more, because gRPC would send the metadata again along with the status.
+    await context.send_initial_metadata(())
     try:
         async with asyncio.timeout(timeout_s):
             return await anext(requests)
@@ -74,8 +83,10 @@ async def run_stream(
 ) -> Refusal | None:
     """Runs both directions until the peer has ended its side or `end` is decided.
 
-    Returns: the typed error that the peer is to be told, after everybody else has been told that it is gone: a
-    peer that does not read may take for ever to hear it. ProtocolBroken of `read` becomes one. None: nothing.
+    ProtocolBroken of `read` becomes a typed error.
+
+    Returns: the typed error that the peer is to be told; None: nothing. Tell everybody else first that the
+        peer is gone: one that does not read may take for ever to hear it.
     """
     ended = asyncio.create_task(end.wait())
     tasks = [asyncio.create_task(read), asyncio.create_task(write), ended]

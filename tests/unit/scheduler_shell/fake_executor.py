@@ -1,7 +1,7 @@
 """An executor as the scheduler sees it: a real gRPC client that obeys plans, or leaves them unanswered.
 
-Its model is `next_token`: a function of all tokens before, so that a call must come out the same wherever and however
-often it was computed. It keeps what a real one keeps and fails the test when a plan contradicts it.
+Its model is `next_token`: a function of all tokens before, so that a call must come out the same wherever and
+however often it was computed. It keeps what a real one keeps and fails when a plan contradicts it.
 """
 
 import asyncio

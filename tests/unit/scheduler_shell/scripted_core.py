@@ -50,8 +50,9 @@ class ScriptedCore:
         specs = [event.executor for event in self.events if isinstance(event, ExecutorJoined)]
         return [
             ModelSnapshot(
-                model=spec.model, tokenizer_fingerprint=spec.tokenizer_fingerprint, max_model_len=spec.max_model_len,
-                block_size=spec.block_size, num_blocks=spec.num_blocks, executors=1,
+                model=spec.model, tokenizer_fingerprint=spec.tokenizer_fingerprint,
+                max_model_len=spec.max_model_len, block_size=spec.block_size, num_blocks=spec.num_blocks,
+                executors=1,
                 structured_output_backend="", reasoning_parser="", params_formats=spec.params_formats,
                 max_call_tokens=spec.max_call_tokens, simulated=spec.simulated,
             )

@@ -135,10 +135,9 @@ async def test_an_idle_program_times_out(start: Start, dial: Dial) -> None:
     stub = pb_grpc.SchedulerServiceStub(dial(await start(clock=clock, program_idle_s=60)))
     await stub.OpenProgram(opening("p1"))
     clock.advance(61)
-    request = pb.GetProgramRequest(tenant="tenant", program_id="p1")
-    async with asyncio.timeout(10):
-        while (await stub.GetProgram(request)).program.state != pb.PROGRAM_STATE_TIMED_OUT:
-            await asyncio.sleep(0.002)
+    await until(lambda: clock.sleeping_for(1.0), "the tick was handled")
+    record = await stub.GetProgram(pb.GetProgramRequest(tenant="tenant", program_id="p1"))
+    assert record.program.state == pb.PROGRAM_STATE_TIMED_OUT
 
 
 async def test_watching_shows_programs_only_when_they_changed(start: Start, dial: Dial) -> None:

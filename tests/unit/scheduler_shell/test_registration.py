@@ -13,16 +13,14 @@ from tests.unit.scheduler_shell.conftest import Dial, Start
 from tests.unit.scheduler_shell.fake_executor import FakeExecutor, registration
 from tests.unit.scheduler_shell.fake_frontend import FakeFrontend
 from tests.unit.scheduler_shell.scripted_core import ScriptedCore
-from tests.unit.scheduler_shell.waiting import until
+from tests.unit.scheduler_shell.waiting import read_to_end, until
 
 
 async def refusal_of(channel: grpc.aio.Channel, *requests: pb.AttachRequest) -> grpc.RpcError:
     """The error that a stream of these requests ends with."""
     stream = pb_grpc.ExecutorServiceStub(channel).Attach(iter(requests))
     with pytest.raises(grpc.RpcError) as refused:
-        while await stream.read() is not grpc.aio.EOF:
-            pass
-        raise AssertionError("the stream ended in good order")
+        await read_to_end(stream)
     return refused.value
 
 
@@ -198,6 +196,5 @@ async def test_an_executor_that_never_reads_is_cut_off(start: Start, dial: Dial)
         await until(lambda: len(frontend.finished) == 200)
         await until(lambda: not frontend.models[-1].models, "it is detached before it hears of anything")
         with pytest.raises(grpc.RpcError) as cut_off:
-            while await stream.read() is not grpc.aio.EOF:
-                pass
+            await read_to_end(stream)
     assert parse_error(cut_off.value).reason == "PEER_TOO_SLOW"

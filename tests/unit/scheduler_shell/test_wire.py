@@ -1,4 +1,4 @@
-"""What crosses the wire between scheduler and executor, and between scheduler and frontend, message by message."""
+"""What crosses the wire to executors and to frontends, message by message."""
 
 import pytest
 
@@ -20,8 +20,9 @@ EXECUTOR = ExecutorId("executor-a")
 
 def call(**changed: object) -> CallSpec:
     fields: dict[str, object] = {
-        "call_id": "c", "frontend_id": "f", "stream_handle": 1, "tenant": "t", "program_id": "p", "model": "m",
-        "prompt_token_ids": [1, 2], "max_tokens": 4, "params": b"params", "params_format": "test/1",
+        "call_id": "c", "frontend_id": "f", "stream_handle": 1, "tenant": "t", "program_id": "p",
+        "model": "m", "prompt_token_ids": [1, 2], "max_tokens": 4, "params": b"params",
+        "params_format": "test/1",
     }  # fmt: skip
     return CallSpec(**(fields | changed))
 
@@ -43,7 +44,8 @@ def test_a_registration_becomes_the_core_s_words() -> None:
 
 def test_a_plan_names_its_batch_in_full_and_sparsely_what_changed() -> None:
     plan = Plan(
-        step=9, handles=[5, 3, 8, 4], chunks={3: 16, 1: 7}, joined={3: 0, 1: 12}, blocks={3: [7, 8], 0: [9], 1: [4, 5, 6]},
+        step=9, handles=[5, 3, 8, 4], chunks={3: 16, 1: 7}, joined={3: 0, 1: 12},
+        blocks={3: [7, 8], 0: [9], 1: [4, 5, 6]},
         released=[2], swap_out=[(1, 100), (2, 101)], swap_in=[(102, 3)],
     )  # fmt: skip
     message = executor_wire.step_plan(plan)
@@ -73,7 +75,8 @@ def test_an_announcement_carries_all_that_is_needed_to_continue() -> None:
     )
     message = executor_wire.call_announcement(effect)
     assert message == executor_pb2.CallAnnouncement(
-        handle=6, call_id="c", program_id="p", prompt_token_ids=pack_i32([1, 2]), output_token_ids=pack_i32([3, 4]),
+        handle=6, call_id="c", program_id="p",
+        prompt_token_ids=pack_i32([1, 2]), output_token_ids=pack_i32([3, 4]),
         params=b"params", params_format="test/1", needs_preparation=True,
     )  # fmt: skip
 
@@ -170,8 +173,9 @@ def test_a_failed_call_carries_its_typed_error() -> None:
 @pytest.mark.parametrize("state", list(ProgramState))
 def test_every_state_of_a_program_has_its_name_on_the_wire(state: ProgramState) -> None:
     program = ProgramSnapshot(
-        program_id="p", tenant="t", session_key="s", class_name="c", state=state, live_calls=1, finished_calls=2,
-        tokens=3, attained_service_s=4.0, waiting_s=5.0, level=6, age_s=7.0, response_s=8.0, executor_ids=("e",),
+        program_id="p", tenant="t", session_key="s", class_name="c", state=state, live_calls=1,
+        finished_calls=2, tokens=3, attained_service_s=4.0, waiting_s=5.0, level=6, age_s=7.0,
+        response_s=8.0, executor_ids=("e",),
         prompt_tokens=9, preemptions=10,
     )  # fmt: skip
     record = program_record(program)
