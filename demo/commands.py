@@ -97,6 +97,7 @@ def _small_engine(model: LocalModel, max_num_seqs: int) -> StackOptions:
         ports=ports,
         max_num_seqs=max_num_seqs,
         kv_cache_gib=DEMO_KV_CACHE_GIB,
+        eager=True,
         drain_s=DEMO_DRAIN_S,
     )
 

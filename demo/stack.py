@@ -6,7 +6,9 @@ variables, e.g. `AUTELLIX_EXECUTOR_MAX_NUM_SEQS=64 make up`.
 """
 
 import asyncio
+import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +65,8 @@ class StackOptions:
     """Rows of a batch; None: the executor's default."""
     kv_cache_gib: float | None = None
     """Memory for keys and values; None: the executor's default."""
+    eager: bool = False
+    """Skip torch.compile: ready half a minute earlier, each step some per cent slower."""
     drain_s: int = 20
     """Seconds that running calls get when the stack stops."""
     ready_s_max: float = 600.0
@@ -152,9 +156,10 @@ def service_specs(options: StackOptions) -> list[ProcessSpec]:
 
 
 def _spec(name: str, module: str, flags: dict[str, object], drain_s: int) -> ProcessSpec:
-    pairs = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-    argv = (sys.executable, "-m", module, *pairs, "--drain-s", str(drain_s))
-    return ProcessSpec(name=name, argv=argv, stop_wait_s=drain_s + 10)
+    argv = [sys.executable, "-m", module, "--drain-s", str(drain_s)]
+    for flag, value in flags.items():
+        argv += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    return ProcessSpec(name=name, argv=tuple(argv), stop_wait_s=drain_s + 10)
 
 
 def _scheduler_flags(options: StackOptions) -> dict[str, object]:
@@ -177,8 +182,15 @@ def _executor_flags(options: StackOptions, number: int) -> dict[str, object]:
         "health-port": 0,
         "metrics-port": 0,
     }
+    if options.eager or not _has_compiler():
+        flags["enforce-eager"] = True
     limits = {"max-num-seqs": options.max_num_seqs, "kv-cache-gib": options.kv_cache_gib}
     return flags | {flag: limit for flag, limit in limits.items() if limit is not None}
+
+
+def _has_compiler() -> bool:
+    """torch.compile needs a C++ compiler on the CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "c++"))
 
 
 def _frontend_flags(options: StackOptions) -> dict[str, object]:

@@ -43,6 +43,19 @@ def test_an_executor_understands_its_flags() -> None:
     assert settings.drain_s == 3
 
 
+def test_an_executor_does_not_compile_where_that_is_unwanted_or_impossible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def eager(options: StackOptions) -> bool:
+        return bool(load_settings(ExecutorSettings, flags(options, "executor-1")).enforce_eager)
+
+    monkeypatch.setattr(stack_module, "_has_compiler", lambda: True)
+    assert eager(StackOptions(model=MODEL)) is False
+    assert eager(StackOptions(model=MODEL, eager=True)) is True
+    monkeypatch.setattr(stack_module, "_has_compiler", lambda: False)
+    assert eager(StackOptions(model=MODEL)) is True
+
+
 def test_limits_that_were_not_chosen_are_left_to_the_executor() -> None:
     chosen = flags(StackOptions(model=MODEL), "executor-1")
     assert "--max-num-seqs" not in chosen
