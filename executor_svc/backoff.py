@@ -13,7 +13,7 @@ class Backoff:
 
     rng: random.Random
     first_s: float = 0.2
-    most_s: float = 10.0
+    most_s: float = 5.0
     failures: int = 0
 
     def next_s(self) -> float:

@@ -20,6 +20,8 @@ from svc_runtime.metrics import serve_metrics
 
 log = structlog.get_logger("autellix.executor")
 
+CLOSE_LIMIT_S = 10.0
+"""Longest wait for a running step at the end."""
 SERVICE_NAME = "autellix.executor.v1.ExecutorService"
 """Health name; the service itself is the scheduler's: executors dial."""
 
@@ -71,7 +73,16 @@ async def _serve(
     try:
         await session.run(info, stop)
     finally:
-        await stepper.close()
+        await _close(stepper)
+
+
+async def _close(stepper: Stepper) -> None:
+    """Frees the runner; a device that hangs must not keep the process from ending."""
+    try:
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            await stepper.close()
+    except TimeoutError:
+        log.error("step_hangs", waited_s=CLOSE_LIMIT_S)
 
 
 async def _started(stepper: Stepper, stop: asyncio.Event) -> RunnerInfo | None:

@@ -234,10 +234,25 @@ class Session:
 
         Raises: the runner's own error when it failed.
         """
-        await self._stepper.reset()
+        if not await self._reset(stop):
+            return
         if self._failure is not None:
             raise self._failure
         pause_s = self._backoff.next_s()
         log.info("registering_again", in_s=round(pause_s, 3), failures=self._backoff.failures)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
+
+    async def _reset(self, stop: asyncio.Event) -> bool:
+        """Empties the runner once its running step has ended; False when stop came before that."""
+        resetting = asyncio.create_task(self._stepper.reset())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({resetting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not resetting.done():
+                return False
+            await resetting
+            return True
+        finally:
+            resetting.cancel()
+            stopping.cancel()

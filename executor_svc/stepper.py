@@ -10,6 +10,7 @@ After a `PlanViolation` or a failed runner the rest of the epoch's commands are 
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -217,7 +218,9 @@ class Stepper:
             self._post(RunnerFailed(epoch, error))
 
     def _post(self, outcome: Outcome) -> None:
-        if self._deliver is not None:
+        if self._deliver is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
             self._loop.call_soon_threadsafe(self._deliver, outcome)
 
     async def _on_step_lane(self, work: Callable[[], T]) -> T:

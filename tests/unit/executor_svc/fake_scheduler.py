@@ -12,8 +12,7 @@ from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1 import executor_pb2_grpc as rpc
 from svc_runtime.rpc_errors import abort
 from tests.unit.executor_svc.plan_writer import call_message, plan_message, read_result
-
-PATIENCE_S = 10.0
+from tests.unit.executor_svc.waiting import PATIENCE_S
 
 
 class FakeAttachment:

@@ -9,13 +9,15 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from executor_svc import server
 from executor_svc.server import SERVICE_NAME, serve
 from executor_svc.settings import ExecutorSettings
 from svc_runtime.lifecycle import PortTaken, StartupError
 from svc_runtime.settings import load_settings
 from tests.unit.executor_svc.fake_runner import FakeRunner
-from tests.unit.executor_svc.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
+from tests.unit.executor_svc.fake_scheduler import FakeScheduler, fake_scheduler
 from tests.unit.executor_svc.plan_writer import call, plan
+from tests.unit.executor_svc.waiting import PATIENCE_S, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -98,3 +100,26 @@ async def test_a_runner_that_cannot_be_made_ends_the_start() -> None:
     async with fake_scheduler() as scheduler:
         with pytest.raises(StartupError, match="no such model"):
             await serve(settings(scheduler, 0), asyncio.Event(), runner_factory=make)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+async def test_a_device_that_hangs_does_not_keep_the_process(
+    monkeypatch: pytest.MonkeyPatch, registered: bool
+) -> None:
+    monkeypatch.setattr(server, "CLOSE_LIMIT_S", 0.05)
+    runner, stop = FakeRunner(), asyncio.Event()
+    runner.steps_may_end.clear()
+    async with fake_scheduler() as scheduler:
+        told = settings(scheduler, 0, "--drain-s", "0.05")
+        task = asyncio.create_task(serve(told, stop, runner_factory=lambda: runner))
+        attachment = await scheduler.attached()
+        await attachment.plan(plan(1))
+        await until(lambda: "execute 1" in runner.log)
+        if not registered:
+            attachment.finish("SHUTTING_DOWN")
+            await attachment.until_gone()
+        stop.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await task
+    assert "close" not in runner.log
+    runner.steps_may_end.set()

@@ -20,13 +20,13 @@ from svc_runtime.grpc_aio import open_channel
 from svc_runtime.lifecycle import ExitCode, StartupError
 from tests.unit.executor_svc.fake_runner import FakeRunner
 from tests.unit.executor_svc.fake_scheduler import (
-    PATIENCE_S,
     FakeAttachment,
     FakeScheduler,
     GarbageScheduler,
     fake_scheduler,
 )
 from tests.unit.executor_svc.plan_writer import call, plan
+from tests.unit.executor_svc.waiting import PATIENCE_S, until
 
 
 @dataclass
@@ -434,10 +434,3 @@ async def test_an_executor_drained_by_an_operator_leaves(
     (await scheduler.attached()).finish("EXECUTOR_DRAINED")
     await executor.ended()
     assert executor.serving == [True, False]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when the condition holds; fails after a while."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - the condition is set on other threads
-            await asyncio.sleep(0.002)
