@@ -126,7 +126,7 @@ class VllmGenerator:
 
     async def cancel(self, call_id: str) -> None:
         """Ends a live call: its iterator then ends with `Finish.CANCELLED`. Unknown ids are ignored."""
-        await self._llm.cancel_call(call_id)
+        await self._llm.abort(call_id)
 
     def _check_admission(self) -> None:
         try:
