@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from google.protobuf.message import DecodeError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreRequest, FinishReason
 from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
@@ -109,17 +110,28 @@ def scheduler_stats(status: pb.EngineStatus) -> SchedulerStats:
     )
 
 
-def logprobs_of(payloads: Sequence[bytes]) -> tuple[LogprobsLists | None, LogprobsTensors | None]:
+def logprobs_of(
+    payloads: Sequence[bytes], *, tokens: int
+) -> tuple[LogprobsLists | None, LogprobsTensors | None]:
     """The logprobs of one call's new tokens, and of its prompt.
 
     Args:
         payloads: serialised `autellix.executor.v1.Logprobs`, in token order.
+        tokens: how many new tokens there are.
 
     Returns: sampled, shape (tokens, width); prompt, shape (positions, width); None where there are none.
+
+    Raises:
+        ValueError: they cannot be read, or are not one row a token. vLLM would end the whole process on that.
     """
-    messages = [executor_pb2.Logprobs.FromString(payload) for payload in payloads]
+    try:
+        messages = [executor_pb2.Logprobs.FromString(payload) for payload in payloads]
+    except DecodeError as error:
+        raise ValueError("logprobs cannot be decoded") from error
     sampled = _tables([m.sampled for m in messages if m.HasField("sampled")])
     prompt = _tables([m.prompt for m in messages if m.HasField("prompt")])
+    if sampled is not None and len(sampled[2]) != tokens:
+        raise ValueError(f"logprobs of {len(sampled[2])} tokens for {tokens} tokens")
     return (
         LogprobsLists(*sampled) if sampled else None,
         LogprobsTensors(*(torch.from_numpy(column) for column in prompt)) if prompt else None,
@@ -134,4 +146,8 @@ def _tables(tables: Sequence[executor_pb2.LogprobTable]) -> tuple[np.ndarray, np
     token_ids = np.frombuffer(b"".join(t.token_ids for t in tables), dtype="<i4").reshape(-1, width)
     logprobs = np.frombuffer(b"".join(t.logprobs for t in tables), dtype="<f4").reshape(-1, width)
     ranks = np.frombuffer(b"".join(t.ranks for t in tables), dtype="<i4")
+    if not token_ids.shape == logprobs.shape == (len(ranks), width):
+        raise ValueError(
+            f"logprobs: token ids {token_ids.shape}, values {logprobs.shape}, ranks {ranks.shape}"
+        )
     return token_ids.copy(), logprobs.copy(), ranks.copy()

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import structlog
+from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from frontend_svc.call_codec import (
     FINISH_REASONS,
@@ -32,7 +34,7 @@ from frontend_svc.call_codec import (
 )
 from frontend_svc.call_context import CallContext, CallRegistry, CancelCause
 from frontend_svc.call_table import CallDelta, LiveCall, StepDelta
-from frontend_svc.errors import Refused
+from frontend_svc.errors import Refused, refusal
 from frontend_svc.request_scope import RequestScope, current_scope
 from frontend_svc.scheduler_link import SchedulerLink
 from frontend_svc.vllm_errors import CallRefused
@@ -59,6 +61,7 @@ class _Request:
     context: CallContext
     scope: RequestScope | None
     prompt_tokens: int
+    params: SamplingParams
     started: tuple[pb.CallStarted, float] | None = None
     """How it started and when we heard of it (monotonic); reported with the first token."""
     arrived: float = field(default_factory=time.monotonic)
@@ -115,7 +118,9 @@ class GrpcEngineCoreClient(EngineCoreClient):
             context = await _scoped(scope).next_call()
         call = self.link.submit(submit_of(request, context, model=self._model), request.request_id)
         prompt_tokens = len(request.prompt_token_ids or ())
-        self._requests[request.request_id] = _Request(call, context, scope, prompt_tokens)
+        self._requests[request.request_id] = _Request(
+            call, context, scope, prompt_tokens, request.sampling_params
+        )
         log.debug(
             "call_submitted",
             call_id=context.call_id,
@@ -156,7 +161,9 @@ class GrpcEngineCoreClient(EngineCoreClient):
         for request_id in request_ids:
             request = self._requests.pop(request_id, None)
             if request is not None:
-                self.link.cancel([request.call], reason(request.context))
+                why = reason(request.context)
+                self.link.cancel([request.call], why)
+                _log_end(request, pb.CancelReason.Name(why).removeprefix("CANCEL_REASON_").lower())
 
     # ── what the link calls (CallListener) ──────────────────────────────────────────────────────────
 
@@ -197,16 +204,25 @@ class GrpcEngineCoreClient(EngineCoreClient):
             return None
         if not delta.token_ids and delta.finished is None:
             return None
+        try:
+            output = _engine_output(delta, request)
+        except ValueError as error:
+            self.link.cancel([delta.call], pb.CANCEL_REASON_CLIENT)
+            self.on_failed(
+                delta.call, refusal("EXECUTOR_FAILED", f"the executor's answer is broken: {error}")
+            )
+            return None
         if request.scope is not None:
             request.scope.answered = True
         if delta.finished is not None:
             del self._requests[delta.call.tag]
-            _log_end(request, delta.finished)
-        return _engine_output(delta, request)
+            _log_end(request, str(output.finish_reason), delta.finished)
+        return output
 
 
 def _engine_output(delta: CallDelta, request: _Request) -> EngineCoreOutput:
-    sampled, prompt = logprobs_of(delta.payloads) if delta.payloads else (None, None)
+    """Raises ValueError for logprobs that are not what was asked for."""
+    sampled, prompt = _logprobs(delta, request)
     output = EngineCoreOutput(
         request_id=delta.call.tag,
         new_token_ids=delta.token_ids,
@@ -225,15 +241,32 @@ def _engine_output(delta: CallDelta, request: _Request) -> EngineCoreOutput:
     return output
 
 
-def _log_end(request: _Request, finished: pb.CallFinished) -> None:
-    """The one canonical line of a call."""
+def _logprobs(delta: CallDelta, request: _Request) -> tuple[LogprobsLists | None, LogprobsTensors | None]:
+    """The delta's logprobs; vLLM's output loop, and with it the process, ends on any that nobody asked for."""
+    sampled, prompt = logprobs_of(delta.payloads, tokens=len(delta.token_ids))
+    first = len(request.call.token_ids) == len(delta.token_ids)
+    wants_prompt = request.params.prompt_logprobs is not None and first and request.prompt_tokens > 1
+    if delta.token_ids:
+        _agree("tokens", sampled is not None, request.params.logprobs is not None)
+    _agree("the prompt", prompt is not None, wants_prompt)
+    return sampled, prompt
+
+
+def _agree(what: str, there: bool, wanted: bool) -> None:
+    if there != wanted:
+        raise ValueError(f"logprobs of {what} {'are missing' if wanted else 'that nobody asked for'}")
+
+
+def _log_end(request: _Request, reason: str, finished: pb.CallFinished | None = None) -> None:
+    """The one canonical line of a call; `finished` is the scheduler's word, None when we ended it."""
+    finished = finished or pb.CallFinished()
     context, call = request.context, request.call
     log.info(
         "call_finished",
         call_id=context.call_id,
         program_id=context.program_id,
         tenant=context.tenant,
-        reason=str(FINISH_REASONS[finished.reason]),
+        reason=reason,
         prompt_tokens=request.prompt_tokens,
         tokens=len(call.token_ids),
         service_s=round(finished.service_s, 6),

@@ -112,8 +112,6 @@ class FrontendSettings(ServiceSettings):
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            # A library of vLLM's sets the root logger to this level, and to ERROR without it.
-            "SAGEMAKER_CONTAINER_LOG_LEVEL": self.log_level.upper(),
         }
         if Path(self.model).is_dir():
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

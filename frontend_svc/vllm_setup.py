@@ -42,8 +42,6 @@ def serve_arguments(settings: FrontendSettings, model: pb.ModelInfo) -> Namespac
         validate_parsed_serve_args(args)
     except (TypeError, ValueError, KeyError) as error:
         raise StartupError(f"vLLM refuses the settings: {error}", ExitCode.USAGE) from error
-    args.allowed_origins = []  # no other site's page may use this server from a browser
-    args.disable_fastapi_docs = True
     args.enable_prompt_tokens_details = True
     args.disable_log_stats = True  # the metrics have a port of their own
     return args

@@ -1,7 +1,8 @@
-"""A scheduler that obeys scheduler/v1 and schedules nothing: tests see what a frontend sends and say what it gets.
+"""A scheduler that obeys scheduler/v1 and schedules nothing: tests see what a frontend sends, and say what it
+gets.
 
-By default every call is answered at once with as many tokens as it asks for (`TOKEN` each), one message a token.
-`script` decides otherwise, call by call.
+By default every call is answered at once with as many tokens as it asks for (`TOKEN` each), one message a
+token. `script` decides otherwise, call by call.
 """
 
 import asyncio

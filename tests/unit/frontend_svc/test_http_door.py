@@ -188,8 +188,7 @@ async def test_several_calls_of_an_anonymous_request_end_its_program() -> None:
     door = Door()
     response = await door.post(body={"n": 2})
     async with asyncio.timeout(5):
-        while not door.programs.ended:
-            await asyncio.sleep(0)
+        await door.programs.one_ended.wait()
     assert door.programs.ended == [response.headers["X-Autellix-Program-Id"]]
 
 

@@ -17,6 +17,7 @@ class Programs:
     def __init__(self) -> None:
         self.opened: list[dict[str, object]] = []
         self.ended: list[str] = []
+        self.one_ended = asyncio.Event()
         self.live: dict[str, str] = {}
 
     async def open_program(self, **request: object) -> tuple[pb.ProgramRecord, bool]:
@@ -28,6 +29,7 @@ class Programs:
 
     async def end_program(self, *, tenant: str, program_id: str) -> pb.ProgramRecord:
         self.ended.append(program_id)
+        self.one_ended.set()
         return pb.ProgramRecord(program_id=program_id)
 
 

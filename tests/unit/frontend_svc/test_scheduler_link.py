@@ -165,16 +165,14 @@ async def test_a_scheduler_that_contradicts_itself_is_left_and_found_again() -> 
 
 async def test_no_scheduler_is_reported_within_the_time_limit() -> None:
     async with linked(1, Listener()) as link:
-        with pytest.raises(SchedulerLost, match="no scheduler at 127.0.0.1:1 within"):
+        with pytest.raises(SchedulerLost, match=r"no scheduler at 127\.0\.0\.1:1 within"):
             await link.wait_up(0.3)
         assert not link.up
 
 
 async def test_a_wrong_peer_token_is_a_refusal_not_a_time_out() -> None:
-    async with (
-        serving(FakeScheduler(), peer_token="right") as port,
-        linked(port, Listener(), peer_token="wrong") as link,
-    ):
+    guarded = serving(FakeScheduler(), peer_token="right")
+    async with guarded as port, linked(port, Listener(), peer_token="wrong") as link:
         with pytest.raises(Refused) as caught:
             await link.wait_up(10)
         assert caught.value.refusal.reason == "UNAUTHENTICATED"
@@ -202,8 +200,9 @@ async def test_too_many_live_calls_are_refused_here() -> None:
 
 
 async def test_a_listener_that_does_not_read_holds_the_scheduler_back() -> None:
-    """With the listener stuck the link keeps one message; the rest waits at the sender, bounded by flow
-    control.""" sent = 0 payload = [pb.TokenPayload(index=0, payload=bytes(50_000))]
+    """With the listener stuck the link keeps one message; the rest waits at the sender."""
+    sent = 0
+    payload = [pb.TokenPayload(index=0, payload=bytes(50_000))]
 
     async def flood(connection: Connection, call: pb.Submit) -> None:
         nonlocal sent
