@@ -152,7 +152,8 @@ def _compare(sides: dict[str, Side], streams: int, rounds: int) -> dict[str, Any
     figures["samples"] = samples
     _say(
         f"{streams:4d} streams: ours {ours['tokens_per_s']:8.0f} tok/s,"
-        f" vLLM {vllm['tokens_per_s']:8.0f} tok/s, ratio {figures['tokens_per_s_ratio']:.3f}; CPU a token {figures['cpu_s_per_token_ratio']:.2f}x"
+        f" vLLM {vllm['tokens_per_s']:8.0f} tok/s, ratio {figures['tokens_per_s_ratio']:.3f};"
+        f" CPU a token {figures['cpu_s_per_token_ratio']:.2f}x"
     )
     return figures
 
