@@ -47,6 +47,10 @@ def _check_executor(executor: Executor) -> None:
         rows = [step.rows[call.handle] for step in executor.in_flight if call.handle in step.rows]
         assert call.in_flight == len(rows), f"{call.spec.call_id}: rows in flight"
         assert call.sampling == sum(row.samples for row in rows)
+        if call.state is CallState.RUNNING:
+            ends = [call.computed, *(row.start + row.count for row in rows)]
+            starts = [*(row.start for row in rows), call.planned]
+            assert starts == ends, f"{call.spec.call_id}: its rows in flight do not join up"
 
 
 def _check_call(core: Core, call: Call) -> None:

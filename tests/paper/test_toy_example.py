@@ -29,6 +29,6 @@ def test_fcfs_waits_18() -> None:
 
 
 def test_plas_waits_less() -> None:
-    """Figure 2: PLAS waits less than FCFS. Its figure of 12 needs round-robin inside the last queue, which the order
-    by program arrival replaces here."""
+    """Figure 2: PLAS waits less than FCFS. Its figure of 12 needs round-robin inside the last queue, which
+    the order by program arrival replaces here."""
     assert total_waiting_s("plas") < 18.0

@@ -1,8 +1,8 @@
 """Random traffic over the whole core: whatever happens, every call generates what it would generate alone.
 
-The executors' tokens depend on every byte of KV that a plan points to (see `obedient_executor`), so a block given to
-two calls, published too early, or resumed from the wrong place ends in a wrong token. All invariants of the core are
-checked after every event.
+The executors' tokens depend on every byte of KV that a plan points to (see `obedient_executor`), so a block
+given to two calls, published too early, or resumed from the wrong place ends in a wrong token. All invariants
+of the core are checked after every event.
 """
 
 from typing import Any

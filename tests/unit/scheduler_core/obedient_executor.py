@@ -1,8 +1,8 @@
 """An executor in a few lines: it obeys plans to the letter and fails on any that it could not obey.
 
-Its "model" is a hash chain: the KV of a position is a digest of all tokens up to it, computed from the KV of the
-position before, which is read through the block table. The next token is a function of that digest. So a token comes
-out right only if every block that the plan pointed to held what it should.
+Its "model" is a hash chain: the KV of a position is a digest of all tokens up to it, computed from the KV of
+the position before, which is read through the block table. The next token is a function of that digest. So a
+token comes out right only if every block that the plan pointed to held what it should.
 """
 
 from collections import deque
