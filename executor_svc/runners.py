@@ -3,7 +3,6 @@
 Runs on the step lane: GPUs are claimed and the environment is set before anything imports torch.
 """
 
-import hashlib
 import os
 import weakref
 from collections.abc import Callable
@@ -12,25 +11,18 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from executor_svc.cost_model import step_cost
 from executor_svc.device_claim import Device, DeviceClaim, claim_devices, visible_devices
 from executor_svc.runner import Runner
 from executor_svc.settings import ExecutorSettings
-from executor_svc.simulated_runner import SimulatedConfig, SimulatedRunner
-from executor_svc.simulated_tokens import TokenRule
+from executor_svc.simulated_setup import make_simulated
 from executor_svc.vllm_runner import ModelMissing, UnsupportedModel, VllmRunnerConfig
 from executor_svc.vllm_runner import make_runner as load_vllm
-from svc_runtime.fingerprint import model_fingerprint, tokenizer_fingerprint
 from svc_runtime.lifecycle import ExitCode, StartupError
 
 log = structlog.get_logger("autellix.runners")
 
 CONFIG_FILES = ("config.json", "params.json")
 """A model directory has one of them."""
-SIMULATED_DEFAULTS = {"max_model_len": 131072, "max_num_seqs": 256, "max_num_batched_tokens": 2048}
-SIMULATED_BLOCK_SIZE = 16
-SIMULATED_NUM_BLOCKS = 24576
-"""48 GiB of LLaMA-3.1-8B KV: about what an 80 GB GPU has left beside the weights."""
 
 
 def make_runner(settings: ExecutorSettings) -> Runner:
@@ -41,49 +33,6 @@ def make_runner(settings: ExecutorSettings) -> Runner:
     if settings.runner == "simulated":
         return make_simulated(settings)
     return make_vllm(settings)
-
-
-# ── simulated ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def make_simulated(settings: ExecutorSettings) -> SimulatedRunner:
-    """A runner without a model."""
-    config = simulated_config(settings)
-    log.warning("SIMULATED", detail="no model runs here: tokens are made up", cost=config.cost_name)
-    return SimulatedRunner(config)
-
-
-def simulated_config(settings: ExecutorSettings) -> SimulatedConfig:
-    """What the settings say of a simulated device. A model directory lends its fingerprints."""
-    directory = Path(settings.model)
-    known = directory.is_dir()
-    name_hash = hashlib.sha256(settings.model.encode()).hexdigest()
-    return SimulatedConfig(
-        model=settings.served_model_name or settings.model,
-        model_fingerprint=model_fingerprint(directory) if known else f"simulated:{name_hash}",
-        tokenizer_fingerprint=tokenizer_fingerprint(directory) if known else f"simulated:{name_hash}",
-        cost_name=settings.simulated_cost,
-        cost=step_cost(settings.simulated_cost, overhead_s=settings.simulated_overhead_ms / 1e3),
-        tokens=TokenRule(
-            vocab_size=settings.simulated_vocab_size,
-            first_token=settings.simulated_first_token,
-            eos_token_id=settings.simulated_eos_token_id,
-            eos_every=settings.simulated_eos_every,
-        ),
-        block_size=settings.block_size or SIMULATED_BLOCK_SIZE,
-        num_blocks=settings.num_gpu_blocks_override or SIMULATED_NUM_BLOCKS,
-        host_blocks=settings.host_blocks,
-        max_num_seqs=settings.max_num_seqs or SIMULATED_DEFAULTS["max_num_seqs"],
-        max_num_batched_tokens=settings.max_num_batched_tokens
-        or SIMULATED_DEFAULTS["max_num_batched_tokens"],
-        max_model_len=settings.max_model_len or SIMULATED_DEFAULTS["max_model_len"],
-        max_plans_in_flight=settings.max_plans_in_flight,
-        structured_output_backend=settings.structured_output_backend,
-        reasoning_parser=settings.reasoning_parser,
-    )
-
-
-# ── vLLM ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_vllm(settings: ExecutorSettings, devices: Callable[[], list[Device]] = visible_devices) -> Runner:

@@ -91,9 +91,13 @@ class ExecutorSettings(ServiceSettings):
         description="step cost: h100-llama-3.1-8b, a100-llama-3.1-8b, zero or fixed:10ms",
     )
     simulated_overhead_ms: float = Field(default=0, ge=0, le=1000, description="added to every step")
-    simulated_vocab_size: int = Field(default=32000, ge=2, description="tokens made up are below")
+    simulated_vocab_size: int | None = Field(
+        default=None, ge=2, description="tokens made up are below; default: the model directory's, or 32000"
+    )
     simulated_first_token: int = Field(default=0, ge=0, description="tokens made up are not below")
-    simulated_eos_token_id: int | None = Field(default=None, ge=0, description="end-of-sequence token")
+    simulated_eos_token_id: int | None = Field(
+        default=None, ge=0, description="end-of-sequence token; default: the model directory's"
+    )
     simulated_eos_every: int = Field(
         default=0, ge=0, description="one token in so many ends a call; 0: none does"
     )
@@ -108,11 +112,4 @@ class ExecutorSettings(ServiceSettings):
     def _consistent(self) -> Self:
         if not self.model:
             raise ValueError("--model (AUTELLIX_EXECUTOR_MODEL): required")
-        if self.simulated_first_token >= self.simulated_vocab_size - 1:
-            raise ValueError(
-                f"--simulated-first-token: must be < --simulated-vocab-size - 1"
-                f" ({self.simulated_vocab_size - 1}), got {self.simulated_first_token}"
-            )
-        if self.simulated_eos_every and self.simulated_eos_token_id is None:
-            raise ValueError("--simulated-eos-every: needs --simulated-eos-token-id")
         return self

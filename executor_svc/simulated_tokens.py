@@ -39,6 +39,8 @@ class TokenRule:
             raise ValueError(
                 f"first_token is {self.first_token}, must be in 0..vocab_size - 2 ({self.vocab_size - 2})"
             )
+        if self.eos_every and self.eos_token_id is None:
+            raise ValueError(f"eos_every is {self.eos_every}, but there is no eos_token_id")
 
     def after(self, prefix: int) -> int:
         """The token that follows a prefix of this hash."""

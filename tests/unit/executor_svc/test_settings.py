@@ -1,5 +1,6 @@
 """Settings become runner configurations; bad ones are refused with the name, the bound and the value."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from executor_svc.device_claim import Device
-from executor_svc.runners import claim_gpus, make_runner, make_vllm, simulated_config, vllm_config
+from executor_svc.runners import claim_gpus, make_runner, make_vllm, vllm_config
 from executor_svc.settings import ExecutorSettings
+from executor_svc.simulated_setup import simulated_config
 from svc_runtime.fingerprint import model_fingerprint, tokenizer_fingerprint
 from svc_runtime.lifecycle import ExitCode, StartupError
 from svc_runtime.settings import load_settings
@@ -31,8 +33,6 @@ def test_executor_ids_differ_by_default() -> None:
         (["--max-num-seqs", "0"], r"--max-num-seqs .*greater than or equal to 1, got '0'"),
         (["--runner", "magic"], r"--runner .*'vllm' or 'simulated'"),
         (["--simulated-cost", "b200"], r"--simulated-cost .*unknown cost model 'b200'"),
-        (["--simulated-first-token", "40000"], r"--simulated-first-token: must be <.*got 40000"),
-        (["--simulated-eos-every", "5"], r"--simulated-eos-every: needs --simulated-eos-token-id"),
         (["--gpu-share", "1.5"], r"--gpu-share .*less than 1, got '1.5'"),
         (["--executor-id", "a b"], r"--executor-id .*pattern"),
     ],
@@ -72,14 +72,30 @@ def test_a_simulated_runner_is_as_large_as_told() -> None:
     assert "fixed:10ms" in info.runner
 
 
-def test_a_model_directory_lends_its_fingerprints(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+def test_a_model_directory_lends_what_is_left_open(tmp_path: Path) -> None:
+    facts = {"vocab_size": 2048, "eos_token_id": [7, 8], "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
     (tmp_path / "tokenizer.json").write_text("{}")
-    config = simulated_config(
-        load_settings(ExecutorSettings, ["--runner", "simulated", "--model", str(tmp_path)])
-    )
+    argv = ["--runner", "simulated", "--model", str(tmp_path)]
+    config = simulated_config(load_settings(ExecutorSettings, argv))
     assert config.tokenizer_fingerprint == tokenizer_fingerprint(tmp_path)
     assert config.model_fingerprint == model_fingerprint(tmp_path)
+    assert (config.tokens.vocab_size, config.tokens.eos_token_id, config.max_model_len) == (2048, 7, 512)
+    told = simulated_config(load_settings(ExecutorSettings, [*argv, "--simulated-eos-token-id", "0"]))
+    assert told.tokens.eos_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--simulated-first-token", "40000"], "first_token is 40000, must be in 0..vocab_size - 2"),
+        (["--simulated-eos-every", "5"], "eos_every is 5, but there is no eos_token_id"),
+    ],
+)
+def test_tokens_that_cannot_be_made_up_are_refused(flags: list[str], complaint: str) -> None:
+    with pytest.raises(StartupError, match=complaint) as refused:
+        simulated_config(settings(*flags))
+    assert refused.value.exit_code == ExitCode.USAGE
 
 
 def test_simulated_executors_of_one_name_agree_on_fingerprints() -> None:
