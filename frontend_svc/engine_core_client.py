@@ -242,7 +242,7 @@ def _engine_output(delta: CallDelta, request: _Request) -> EngineCoreOutput:
 
 
 def _logprobs(delta: CallDelta, request: _Request) -> tuple[LogprobsLists | None, LogprobsTensors | None]:
-    """The delta's logprobs; vLLM's output loop, and with it the process, ends on any that nobody asked for."""
+    """The delta's logprobs. Any that nobody asked for would end vLLM's output loop and so the process."""
     sampled, prompt = logprobs_of(delta.payloads, tokens=len(delta.token_ids))
     first = len(request.call.token_ids) == len(delta.token_ids)
     wants_prompt = request.params.prompt_logprobs is not None and first and request.prompt_tokens > 1

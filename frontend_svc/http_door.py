@@ -210,13 +210,14 @@ class HeldResponse:
         self._held.clear()
 
     def _name(self, headers: MutableHeaders) -> None:
-        """Tell the client which program and call this was."""
-        if self._request.program_id:
-            headers["X-Autellix-Program-Id"] = self._request.program_id
-        if self._request.identity.session_key.isascii() and self._request.identity.session_key:
-            headers["X-Autellix-Session"] = self._request.identity.session_key
-        if self._request.call_ids:
-            headers["X-Autellix-Call-Id"] = self._request.call_ids[0]
+        """Tell the client which program and call this was; what a header cannot hold is left out."""
+        request = self._request
+        names = {
+            "X-Autellix-Program-Id": request.program_id,
+            "X-Autellix-Session": request.identity.session_key,
+            "X-Autellix-Call-Id": (*request.call_ids, "")[0],
+        }
+        headers.update({name: value for name, value in names.items() if value and value.isascii()})
 
 
 UNAUTHENTICATED = refusal(

@@ -118,6 +118,13 @@ async def test_a_bad_key_of_the_client_is_a_typed_error() -> None:
     assert response.json()["error"]["field"] == "body.program_id"
 
 
+async def test_a_name_that_no_header_can_hold_is_left_out() -> None:
+    response = await Door().post(body={"session_id": "программа"})
+    assert response.status_code == 200
+    assert "X-Autellix-Session" not in response.headers
+    assert "X-Autellix-Program-Id" in response.headers
+
+
 async def refused_stream(request: RequestScope, scope: Scope, receive: Receive, send: Send) -> None:
     """vLLM's way: 200 and a first event, then the call is refused, then an error event."""
 
