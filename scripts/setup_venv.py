@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     try:
         install(arguments.venv, arguments.lock, arguments.torch)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
