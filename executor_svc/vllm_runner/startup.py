@@ -7,9 +7,10 @@ is refused here, before the memory is taken.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import vllm
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.utils import resolve_kv_cache_layout
@@ -59,7 +60,7 @@ def start_engine(config: VllmRunnerConfig) -> Engine:
         UnsupportedModel: model or settings need what plans cannot express.
     """
     _require_directory(config.model)
-    vllm_config = _vllm_config(config)
+    vllm_config = load_vllm_config(config)
     _refuse_config(config, vllm_config)
     executor = Executor.get_class(vllm_config)(vllm_config)
     try:
@@ -100,14 +101,24 @@ def describe(engine: Engine, config: VllmRunnerConfig) -> RunnerInfo:
     )
 
 
-def _vllm_config(config: VllmRunnerConfig) -> VllmConfig:
+def load_vllm_config(config: VllmRunnerConfig) -> VllmConfig:
+    """Settles all that vLLM settles before it loads anything.
+
+    Raises: ValueError when vLLM refuses the settings.
+    """
     args = to_engine_args(config)
-    vllm_config = EngineArgs(**args).create_engine_config()
+    vllm_config = _create_config(args)
     if vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner:
-        # V1 under async scheduling keeps the previous batch's tokens by row, across batches we may leave
-        # empty: it is driven synchronously; V2 has no such state.
-        vllm_config = EngineArgs(**args | {"async_scheduling": False}).create_engine_config()
+        # V1 under async scheduling keeps the tokens of the batch before by row, also across a plan without
+        # rows: it is driven synchronously. V2 has no such state.
+        vllm_config = _create_config(args | {"async_scheduling": False})
     return vllm_config
+
+
+def _create_config(args: dict[str, Any]) -> VllmConfig:
+    # EngineArgs takes this one as a map, and then fails to add the reasoning parser to it.
+    structured = StructuredOutputsConfig(**args["structured_outputs_config"])
+    return EngineArgs(**args | {"structured_outputs_config": structured}).create_engine_config()
 
 
 def _refuse_config(config: VllmRunnerConfig, vllm_config: VllmConfig) -> None:

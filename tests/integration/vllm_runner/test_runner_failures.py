@@ -194,3 +194,26 @@ def test_settings_that_plans_cannot_express(
     config = VllmRunnerConfig(model=str(tiny_model), dtype="float32", kv_cache_gib=0.1, **fields)
     with pytest.raises(UnsupportedModel, match=words):
         make_runner(config)
+
+
+def test_nan_logits_fail_their_call(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the setting `fail_on_nan` switches on; the second row's logits are spoilt."""
+    model = runner._engine.executor.driver_worker.worker.model_runner.model  # type: ignore[attr-defined]
+    whole = model.compute_logits
+
+    def spoilt(hidden_states: Any) -> Any:
+        logits = whole(hidden_states)
+        logits[1] = float("nan")
+        return logits
+
+    monkeypatch.setenv("VLLM_COMPUTE_NANS_IN_LOGITS", "1")
+    planner = ToyPlanner(runner)
+    calls = [planner.submit(GREEDY) for _ in range(3)]
+    planner.step()
+    monkeypatch.setattr(model, "compute_logits", spoilt)
+    planner.step()
+    monkeypatch.undo()
+    planner.finish()
+    assert calls[1].failure == "the model produced 2048 NaN logits"
+    assert calls[0].outputs == calls[2].outputs
+    assert len(calls[0].outputs) == 8
