@@ -9,6 +9,7 @@ Positions count the tokens of prompt and output as one list:
 Invariant: 0 <= computed <= planned <= known = len(tokens) + sampling.
 """
 
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ class Call:
     seq: int
     """Order of submission in this core; breaks every tie."""
     arrived_s: float
-    tokens: list[int]
-    """Prompt, then output."""
+    tokens: "array[int]"
+    """Prompt, then output: int32, since many calls wait for long."""
     state: CallState = CallState.QUEUED
 
     # ── where it runs; all of it is void while executor is None ──

@@ -39,7 +39,7 @@ class CoreConfig:
     recent_programs_max: int = 1000
     """Ended programs that are still listed."""
     live_calls_max: int = 100_000
-    unacknowledged_calls_max: int = 10_000
+    unacknowledged_calls_max: int = 1000
     """Ended calls kept for each frontend that does not acknowledge; the oldest go first."""
     executor_losses_max: int = 3
     """A call that was in a batch of this many lost executors fails, so that one bad call cannot take down

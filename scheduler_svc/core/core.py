@@ -166,6 +166,9 @@ class Core:
             self._lose(former)
         self.fleet.attach(spec)
         self._dispatch_unplaced(spec.model)
+        for executor in self.fleet.of_model(spec.model):
+            if executor.draining:
+                self._hand_over(executor)
 
     def _dispatch_unplaced(self, model: str) -> None:
         for call in [call for call in self.fleet.unplaced.values() if call.spec.model == model]:

@@ -34,7 +34,7 @@ def extend_hashes(
     """Extends `hashes` in place to the first `blocks` full blocks of `tokens`; each block is hashed once."""
     for index in range(len(hashes), blocks):
         parent = hashes[index - 1] if index else root
-        content = array("q", tokens[index * block_size : (index + 1) * block_size]).tobytes()
+        content = array("i", tokens[index * block_size : (index + 1) * block_size]).tobytes()
         hashes.append(_digest(parent, content))
 
 

@@ -9,6 +9,7 @@ events submit, cancel and fail: all of them through here.
                   └───────────── requeue (executor lost or drained) ─────────┘
 """
 
+from array import array
 from enum import Enum
 
 from scheduler_svc.core.admission import check_call
@@ -100,7 +101,7 @@ class Lifecycle:
             seq=self._submitted,
             arrived_s=now,
             waiting_since_s=now,
-            tokens=[*spec.prompt_token_ids, *spec.output_token_ids],
+            tokens=array("i", (*spec.prompt_token_ids, *spec.output_token_ids)),
             level=self.entry_level(program),
             entry_path_s=program.critical_path_s,
         )

@@ -161,7 +161,7 @@ class TestEnds:
         assert [call in world.core.registry for call in calls] == [False, False, True, True]
         ended = world.core.registry.ended(calls[3])
         assert ended is not None
-        assert ended.tokens[ended.prompt_len :] == world.outputs[calls[3]]
+        assert list(ended.tokens[ended.prompt_len :]) == world.outputs[calls[3]]
 
 
 class TestCancel:

@@ -152,6 +152,19 @@ class TestDrain:
         world.run()
         assert_right_outputs(world)
 
+    def test_waiting_calls_leave_as_soon_as_another_executor_joins(self) -> None:
+        world = World(executors=[executor_spec(max_num_seqs=1)], first_quantum_s=1000.0)
+        world.open("p")
+        world.submit("p", max_tokens=9)
+        world.submit("p", max_tokens=9)
+        world.turn()
+        world.feed(ExecutorDrainRequested(executor_id=ONE))
+        world.join(executor_spec("executor-2"))
+        one, two = world.core.executors()
+        assert (one.running, one.waiting, two.waiting) == (1, 0, 1)
+        world.run()
+        assert_right_outputs(world)
+
     def test_an_unknown_executor_cannot_be_drained(self, world: World) -> None:
         with pytest.raises(Refused) as refused:
             world.feed(ExecutorDrainRequested(executor_id=TWO))

@@ -1,5 +1,7 @@
 """The multi-level queue: order, quanta, promotion."""
 
+from array import array
+
 import pytest
 
 from scheduler_svc.core.call import Call
@@ -26,13 +28,28 @@ def make_call(seq: int, *, level: int = 0, running: bool = False, program: Progr
         prompt_token_ids=[1],
         max_tokens=1,
     )
-    program = program or Program(
-        tenant=TENANT, program_id=ProgramId("p"), session_key="", class_name="", single_call=False, seq=1,
+    return Call(
+        spec=spec,
+        program=program or make_program(),
+        seq=seq,
+        arrived_s=0.0,
+        tokens=array("i", [1]),
+        level=level,
+        state=CallState.RUNNING if running else CallState.QUEUED,
+        waiting_since_s=0.0,
+    )
+
+
+def make_program() -> Program:
+    return Program(
+        tenant=TENANT,
+        program_id=ProgramId("p"),
+        session_key="",
+        class_name="",
+        single_call=False,
+        seq=1,
         opened_s=0.0,
-    )  # fmt: skip
-    state = CallState.RUNNING if running else CallState.QUEUED
-    return Call(spec=spec, program=program, seq=seq, arrived_s=0.0, tokens=[1], level=level, state=state,
-                waiting_since_s=0.0)  # fmt: skip
+    )
 
 
 def queue_of(*calls: Call) -> MultilevelQueue:
