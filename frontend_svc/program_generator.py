@@ -108,9 +108,6 @@ class VllmGenerator:
         Raises:
             Refused: the scheduler refused the call or it was lost.
         """
-        if context.cancel_requested:
-            yield _cancelled(prepared)
-            return
         completion_tokens = 0
         try:
             async with aclosing(self._outputs(prepared, context.call_id)) as outputs:
@@ -248,10 +245,6 @@ def _piece(output: RequestOutput, prepared: Prepared, completion_tokens: int) ->
         finish=finish,
         usage=usage if finish is not None else None,
     )
-
-
-def _cancelled(prepared: Prepared) -> calls.Piece:
-    return calls.Piece(finish=calls.Finish.CANCELLED, usage=calls.Usage(prepared.prompt_tokens, 0))
 
 
 def _logprobs(completion: CompletionOutput, alternatives: int | None) -> Iterable[calls.TokenLogprobs]:

@@ -26,7 +26,7 @@ import structlog
 from frontend_svc import program_limits as limits
 from frontend_svc.call_context import CallContext, CallRegistry
 from frontend_svc.errors import FrontendError, Refused, refusal
-from frontend_svc.program_calls import CallRequest, Generator, Piece, ProgramLink
+from frontend_svc.program_calls import CallRequest, Finish, Generator, Piece, ProgramLink, Usage
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 
 WATCH_INTERVAL_S = 1.0
@@ -135,6 +135,9 @@ class ProgramService:
         try:
             with self._calls.registered(context):
                 yield Piece(call_id=context.call_id, program_id=context.program_id)
+                if context.cancel_requested:
+                    yield Piece(finish=Finish.CANCELLED, usage=Usage(prompt_tokens=0, completion_tokens=0))
+                    return
                 async with aclosing(self._generator.generate(prepared, context)) as pieces:
                     while (piece := await _next_piece(pieces, context)) is not None:
                         finished = piece.finish is not None

@@ -147,6 +147,17 @@ async def test_cancel_call_ends_the_stream_with_its_usage() -> None:
     assert not await stack.service.cancel_call(TENANT, pieces[0].call_id), "it has ended"
 
 
+async def test_a_call_cancelled_before_it_reached_the_model_never_does() -> None:
+    stack = Stack()
+    stream = stack.stream()
+    first = await anext(stream)
+    assert await stack.service.cancel_call(TENANT, first.call_id)
+    (last,) = [piece async for piece in stream]
+    assert (last.finish, last.usage.completion_tokens) == (Finish.CANCELLED, 0)
+    assert stack.model.contexts == []
+    assert stack.programs.records[TENANT, first.program_id].state == pb.PROGRAM_STATE_ENDED
+
+
 async def test_a_foreign_call_cannot_be_cancelled_and_looks_unknown() -> None:
     stack = Stack(pause_at=0)
     stream = stack.stream()
