@@ -69,3 +69,4 @@ def _check_call(core: Core, call: Call) -> None:
     block_size = call.executor.spec.block_size
     blocks = -(-call.planned // block_size) if call.state is CallState.RUNNING else 0
     assert len(call.blocks) == blocks, f"{name} holds {len(call.blocks)} blocks instead of {blocks}"
+    assert call.state is CallState.RUNNING or call.planned == 0, f"{name} has KV and no blocks"

@@ -308,6 +308,21 @@ class TestStarvation:
         assert call.level == 0
         assert world.core.statistics().promotions == 1
 
+    def test_a_long_wait_is_looked_at_more_than_once(self) -> None:
+        world = World(executors=[executor_spec(max_num_seqs=1)], first_quantum_s=1.0, starvation_beta=10.0)
+        world.open("old")
+        world.submit("old", prompt=2, max_tokens=9)
+        world.run()
+        world.lose()
+        world.join(executor_spec(epoch=2))
+        call = world.core.registry.live(world.submit("old", prompt=2, max_tokens=2))
+        assert call is not None
+        for _ in range(89):
+            world.pass_time(1.0)
+        assert call.level > 0
+        world.pass_time(1.0)
+        assert call.level == 0
+
     def test_it_can_be_switched_off(self) -> None:
         world = World(starvation_beta=None, first_quantum_s=1.0)
         world.open("old")

@@ -135,7 +135,7 @@ class TestEnding:
         world = World(recent_programs_max=5, unacknowledged_calls_max=5)
         for number in range(60):
             world.open(f"p{number}", single_call=True)
-            world.submit(f"p{number}", max_tokens=1)
+            world.submit(f"p{number}", max_tokens=1, deadline_s=100.0)
             world.run()
         assert len(world.core.programs()) == 5
         assert len(world.core.registry._calls) == 5
