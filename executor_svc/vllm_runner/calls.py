@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from executor_svc.runner import PlanViolation, StepPlan
 
@@ -53,9 +53,8 @@ class Call:
         return len(self.prompt) + len(self.outputs) + self.in_flight
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One call's part of a step."""
+class Row(NamedTuple):
+    """One call's part of a step. A tuple, for every step makes one of every call."""
 
     call: Call
     joined: bool
@@ -120,7 +119,7 @@ class CallBook:
         """
         self._check_plan(plan)
         named = {handle: self._known(handle) for handle in plan.handles}
-        rows = [self._row(plan, index, call) for index, call in enumerate(named.values()) if not call.failure]
+        rows = self._rows(plan, named)
         self._check_budget(rows)
         released = [self._known(handle) for handle in plan.released]
         batch = Batch(
@@ -151,6 +150,23 @@ class CallBook:
         if call is None:
             raise PlanViolation(f"handle {handle} is not known")
         return call
+
+    def _rows(self, plan: StepPlan, named: dict[int, Call]) -> list[Row]:
+        changed = {*plan.chunks, *plan.joined, *plan.blocks}
+        rows = []
+        for index, call in enumerate(named.values()):
+            if not call.failure:
+                row = None if index in changed else self._steady_row(call)
+                rows.append(row or self._row(plan, index, call))
+        return rows
+
+    def _steady_row(self, call: Call) -> Row | None:
+        """The row of a call that goes on by one token, which is nearly every row; None: to be looked at."""
+        start, total = call.computed, len(call.prompt) + len(call.outputs) + call.in_flight
+        fits = start < total < self.limits.max_model_len and start < call.blocks_held * self.limits.block_size
+        if fits and call.handle in self._last_batch:
+            return Row(call, False, start, 1, (), samples=start + 1 == total)
+        return None
 
     def _row(self, plan: StepPlan, index: int, call: Call) -> Row:
         joined = index in plan.joined
