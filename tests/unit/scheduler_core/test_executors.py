@@ -16,7 +16,7 @@ from scheduler_svc.core.events import (
 )
 from scheduler_svc.core.ids import CallHandle, ExecutorId
 from tests.unit.scheduler_core.obedient_executor import expected_output
-from tests.unit.scheduler_core.world import World, executor_spec
+from tests.unit.scheduler_core.world import World, assert_right_outputs, executor_spec
 
 ONE, TWO = ExecutorId("executor-1"), ExecutorId("executor-2")
 
@@ -26,11 +26,6 @@ def world() -> World:
     world = World()
     world.open("p")
     return world
-
-
-def assert_right_outputs(world: World) -> None:
-    for call_id, spec in world.specs.items():
-        assert world.outputs[call_id] == expected_output(spec), call_id
 
 
 class TestJoining:
@@ -53,6 +48,10 @@ class TestJoining:
         assert refused.value.refusal.reason == "MODEL_MISMATCH"
         world.join(executor_spec("executor-2", model_fingerprint="other", model="another"))
         assert [model.model for model in world.core.models()] == ["another", "tiny"]
+
+    def test_an_executor_may_come_back_with_other_weights_when_it_is_the_only_one(self, world: World) -> None:
+        world.join(executor_spec(epoch=2, model_fingerprint="new"))
+        assert [executor.epoch for executor in world.core.executors()] == [2]
 
     def test_an_id_that_joins_again_replaces_the_former(self, world: World) -> None:
         call = world.submit("p", max_tokens=9)

@@ -1,26 +1,11 @@
 """The planner, through the core: who is in which plan, with which tokens and blocks."""
 
-from collections.abc import Sequence
-
 import pytest
 
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.effects import FinishReason
 from scheduler_svc.core.ids import CallId
-from tests.unit.scheduler_core.obedient_executor import expected_output
-from tests.unit.scheduler_core.world import World, executor_spec
-
-
-def small_world(*, quantum_s: float = 1000.0, **changes: object) -> World:
-    """One executor in lockstep, so that each plan is seen with the result of the one before; by default all
-    calls stay in the first level."""
-    spec = executor_spec(**({"max_plans_in_flight": 1} | changes))
-    return World(executors=[spec], first_quantum_s=quantum_s)
-
-
-def assert_right_outputs(world: World, but: Sequence[CallId] = ()) -> None:
-    for call_id, spec in world.specs.items():
-        assert call_id in but or world.outputs[call_id] == expected_output(spec), call_id
+from tests.unit.scheduler_core.world import World, assert_right_outputs, executor_spec, small_world
 
 
 def state_of(world: World, call_id: CallId) -> CallState:
@@ -255,101 +240,6 @@ class TestBlocks:
         call = world.submit("p", prompt=20, max_tokens=12)
         world.run()
         assert world.finished[call].reason is FinishReason.LENGTH
-        assert_right_outputs(world)
-
-
-class TestPrefixCache:
-    def test_a_second_call_finds_the_full_blocks_of_the_first(self) -> None:
-        world = small_world()
-        world.open("p")
-        prompt = [*range(1, 11)]
-        first = world.submit("p", prompt=prompt, max_tokens=1)
-        world.run()
-        second = world.submit("p", prompt=prompt, max_tokens=1)
-        world.run()
-        assert (world.started[first].cached_tokens, world.started[second].cached_tokens) == (0, 8)
-        assert world.plans()[-2].joined == {0: 8}
-        assert_right_outputs(world)
-        assert world.core.statistics().cached_tokens == 8
-
-    def test_the_newest_token_is_always_computed(self) -> None:
-        world = small_world()
-        world.open("p")
-        prompt = [*range(1, 9)]
-        world.submit("p", prompt=prompt, max_tokens=1)
-        world.run()
-        again = world.submit("p", prompt=prompt, max_tokens=1)
-        world.run()
-        assert world.started[again].cached_tokens == 4, "8 tokens in 2 full blocks, of which one is used"
-        assert_right_outputs(world)
-
-    def test_generated_tokens_are_found_too(self) -> None:
-        world = small_world()
-        world.open("p")
-        first = world.submit("p", prompt=4, max_tokens=9)
-        world.run()
-        turn_two = [*world.specs[first].prompt_token_ids, *world.outputs[first], 7]
-        second = world.submit("p", prompt=turn_two, max_tokens=1)
-        world.run()
-        assert world.started[second].cached_tokens == 12
-        assert_right_outputs(world)
-
-    def test_nothing_is_found_before_its_result_came(self) -> None:
-        world = World()
-        world.open("p")
-        world.submit("p", prompt=[*range(1, 9)], max_tokens=5)
-        world.plan()
-        second = world.submit("p", prompt=[*range(1, 9)], max_tokens=5)
-        world.deliver()
-        world.run()
-        assert_right_outputs(world)
-        assert world.started[second].cached_tokens == 4
-
-    def test_a_simultaneous_call_finds_nothing(self) -> None:
-        world = small_world()
-        world.open("p")
-        calls = [world.submit("p", prompt=[*range(1, 9)], max_tokens=2) for _ in range(2)]
-        world.run()
-        assert [world.started[call].cached_tokens for call in calls] == [0, 0]
-        assert_right_outputs(world)
-
-    @pytest.mark.parametrize(
-        "changes", [{"skip_reading_prefix_cache": True}, {"cache_salt": "other"}], ids=["skip", "salt"]
-    )
-    def test_a_call_that_must_not_share_computes_everything(self, changes: dict[str, object]) -> None:
-        world = small_world()
-        world.open("p")
-        world.submit("p", prompt=[*range(1, 9)])
-        world.run()
-        call = world.submit("p", prompt=[*range(1, 9)], **changes)
-        world.run()
-        assert world.started[call].cached_tokens == 0
-        assert_right_outputs(world)
-
-    def test_an_executor_without_prefix_caching_shares_nothing(self) -> None:
-        world = small_world(prefix_caching=False)
-        world.open("p")
-        calls = []
-        for _ in range(2):
-            calls.append(world.submit("p", prompt=[*range(1, 9)]))
-            world.run()
-        assert world.started[calls[1]].cached_tokens == 0
-
-    def test_a_preempted_call_resumes_from_what_is_still_there(self) -> None:
-        world = small_world(quantum_s=2.0, max_num_seqs=1)
-        world.open("long")
-        world.open("new")
-        long = world.submit("long", prompt=9, max_tokens=6)
-        for _ in range(3):
-            world.turn()
-        world.submit("new", prompt=2, max_tokens=1)
-        world.turn()
-        world.plan()
-        assert world.batch() == [long]
-        assert world.plans()[-1].joined == {0: 8}
-        world.deliver()
-        assert world.core.statistics().recomputed_tokens == 3
-        world.run()
         assert_right_outputs(world)
 
 

@@ -35,7 +35,7 @@ from scheduler_svc.core.events import (
 )
 from scheduler_svc.core.ids import CallId, ExecutorId, FrontendId, ProgramId, StreamHandle, TenantId
 from scheduler_svc.core.invariants import check
-from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE, ObedientExecutor
+from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE, ObedientExecutor, expected_output
 
 TENANT = TenantId("acme")
 FRONTEND = FrontendId("frontend-1")
@@ -219,3 +219,15 @@ class World:
         assert call_id not in self.finished, "finished twice"
         assert (effect.error is not None) == (effect.reason is FinishReason.ERROR)
         self.finished[call_id] = effect
+
+
+def small_world(*, quantum_s: float = 1000.0, **changes: object) -> World:
+    """One executor in lockstep, so that each plan is seen with the result of the one before; by default all
+    calls stay in the first level."""
+    spec = executor_spec(**({"max_plans_in_flight": 1} | changes))
+    return World(executors=[spec], first_quantum_s=quantum_s)
+
+
+def assert_right_outputs(world: World, but: Sequence[CallId] = ()) -> None:
+    for call_id, spec in world.specs.items():
+        assert call_id in but or world.outputs[call_id] == expected_output(spec), call_id
