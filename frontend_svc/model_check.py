@@ -19,6 +19,8 @@ from svc_runtime.lifecycle import ExitCode, StartupError
 
 PROGRESS_S = 5.0
 """Seconds between two lines that say what is waited for."""
+SIMULATED = "simulated:"
+"""Beginning of the fingerprint of executors that have no model files."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,11 +63,18 @@ def check_model(model: pb.ModelInfo, settings: FrontendSettings, *, params_forma
             raise _different(name, value, theirs or "none")
     if model.params_formats and params_format not in model.params_formats:
         raise _different("params_format", params_format, ", ".join(model.params_formats))
-    directory = Path(settings.model)
-    if model.tokenizer_fingerprint and directory.is_dir():
-        fingerprint = tokenizer_fingerprint(directory)
-        if fingerprint != model.tokenizer_fingerprint:
-            raise _different("tokenizer_fingerprint", fingerprint, model.tokenizer_fingerprint)
+    _check_tokenizer(model, Path(settings.model))
+
+
+def _check_tokenizer(model: pb.ModelInfo, directory: Path) -> None:
+    """Compare the files themselves, where both sides have them as files."""
+    theirs = model.tokenizer_fingerprint
+    if not directory.is_dir() or not theirs or theirs.startswith(SIMULATED):
+        log.warning("tokenizer_not_compared", model=model.model, simulated=model.simulated)
+        return
+    ours = tokenizer_fingerprint(directory)
+    if ours != theirs:
+        raise _different("tokenizer_fingerprint", ours, theirs)
 
 
 def _different(name: str, ours: str, theirs: str) -> StartupError:

@@ -94,6 +94,12 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
         check_model(pb.ModelInfo(model="m", tokenizer_fingerprint="sha256:other"), ours, params_format=FORMAT)
 
 
+def test_a_simulated_executor_has_no_tokenizer_to_differ(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    simulated = pb.ModelInfo(model="m", tokenizer_fingerprint="simulated:1234", simulated=True)
+    check_model(simulated, settings("--model", str(tmp_path)), params_format=FORMAT)
+
+
 def link() -> SchedulerLink:
     return SchedulerLink("127.0.0.1:1", listener=None, frontend_id="f")  # type: ignore[arg-type]
 
