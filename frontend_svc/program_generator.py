@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.exceptions import GenerationError, VLLMClientError, VLLMError
+from vllm.exceptions import GenerationError, VLLMClientError
 from vllm.inputs import EngineInput, TextPrompt, TokensPrompt
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -115,7 +115,7 @@ class VllmGenerator:
                     completion_tokens += len(output.outputs[0].token_ids)
                     if (piece := _piece(output, prepared, completion_tokens)) is not None:
                         yield piece
-        except VLLMError as error:
+        except (VLLMClientError, GenerationError) as error:
             raise _call_failed(error, context) from error
 
     def _outputs(self, prepared: Prepared, call_id: str) -> AsyncGenerator[RequestOutput, None]:
@@ -212,8 +212,8 @@ def _sampling_refused(error: VLLMClientError) -> Refused:
     return Refused(refusal("PARAMETER_INVALID", _reason_of(error), field=f"sampling.{parameter}"))
 
 
-def _call_failed(error: VLLMError, context: CallContext) -> Refused:
-    """Why a call that had been accepted ended: the scheduler's word if there is one."""
+def _call_failed(error: VLLMClientError | GenerationError, context: CallContext) -> Refused:
+    """Why a call ended: the scheduler's word if there is one. Other errors of vLLM's are faults, and stay."""
     if isinstance(error, CallRefused):
         return Refused(error.refusal)
     if context.refusal is not None:

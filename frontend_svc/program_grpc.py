@@ -112,6 +112,7 @@ async def _typed(context: Context) -> AsyncIterator[None]:
         yield
     except Refused as error:
         refused = error.refusal
+        log.info("rpc_refused", reason=refused.reason, field=refused.field)
         await abort(
             context,
             None,
