@@ -21,6 +21,7 @@ class Executor:
     """A running session with a fake runner."""
 
     runner: FakeRunner
+    session: Session
     stop: asyncio.Event
     task: "asyncio.Task[None]"
     serving: list[bool]
@@ -67,7 +68,7 @@ async def running(
         wall_ms=wall_ms,
     )
     task = asyncio.create_task(session.run(info, stop))
-    executor = Executor(runner, stop, task, serving, metrics)
+    executor = Executor(runner, session, stop, task, serving, metrics)
     try:
         yield executor
     finally:

@@ -1,15 +1,17 @@
 """Executors of one host share GPUs without stepping on each other; claims die with their process."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from executor_svc.device_claim import Device, DeviceClaim, claim_devices, visible_devices
+from executor_svc.device_claim import GUARD, Device, DeviceClaim, claim_devices, visible_devices
 from svc_runtime.lifecycle import ExitCode, StartupError
 
 Claim = Callable[..., DeviceClaim]
@@ -100,6 +102,18 @@ def test_a_killed_process_holds_nothing(tmp_path: Path, claim: Claim) -> None:
         mine = claim("e1", devices=GPUS[:1])
         assert mine.visible_devices == "0"
         assert [path.name.split(".")[1] for path in directory.glob("*.claim")] == ["e1"]
+
+
+def test_executors_choose_one_after_the_other(tmp_path: Path, claim: Claim) -> None:
+    claim("e0")
+    chosen = threading.Event()
+    with (tmp_path / "locks" / GUARD).open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        chooser = threading.Thread(target=lambda: (claim("e1"), chosen.set()))
+        chooser.start()
+        assert not chosen.wait(0.1), "chose while another executor was choosing"
+    assert chosen.wait(10)
+    chooser.join()
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, claim: Claim) -> None:

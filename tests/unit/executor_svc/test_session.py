@@ -5,7 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from executor_svc.runner import PlanViolation
+from executor_svc.runner import PlanViolation, StepResult
+from executor_svc.stepper import Stepped
 from svc_runtime.lifecycle import ExitCode, StartupError
 from tests.unit.executor_svc.fake_scheduler import FakeScheduler, GarbageScheduler, fake_scheduler
 from tests.unit.executor_svc.plan_writer import call, plan
@@ -49,6 +50,15 @@ async def test_an_unanswered_registration_is_tried_again(scheduler: FakeSchedule
         await first.until_gone()
         second = await scheduler.attached(accept=False)
         assert second.registration.epoch == first.registration.epoch + 1
+
+
+async def test_an_outcome_of_an_older_epoch_is_dropped(scheduler: FakeScheduler, executor: Executor) -> None:
+    attachment = await scheduler.attached()
+    await until(lambda: executor.serving == [True])
+    late = StepResult(step=40, handles=[1], tokens=[1], step_s=1.0)
+    executor.session.take(Stepped(attachment.registration.epoch - 1, late))
+    await attachment.plan(plan(1))
+    assert (await attachment.result()).step == 1
 
 
 @pytest.mark.parametrize("reason", ["", "SHUTTING_DOWN", "PROTOCOL_BROKEN", "EPOCH_STALE"])
