@@ -144,6 +144,13 @@ class TestEnds:
         assert (end.service_s, end.waiting_s, end.preemptions) == (4.0, 2.5, 0)
         assert world.started[call].queued_s == 2.5
 
+    def test_a_clock_that_goes_back_is_held(self, world: World) -> None:
+        call = world.submit("p", prompt=3, max_tokens=1)
+        world.now -= 50.0
+        world.run()
+        assert world.finished[call].waiting_s == 0.0
+        assert world.started[call].queued_s == 0.0
+
     def test_tokens_come_before_the_end_and_once_a_frontend(self, world: World) -> None:
         for frontend in ("frontend-1", "frontend-2", "frontend-1", "frontend-2"):
             world.submit("p", max_tokens=1, frontend_id=FrontendId(frontend))
