@@ -7,9 +7,9 @@ LOCK := requirements/cpu.lock
 PROTOS := $(shell find protos -name '*.proto')
 GENERATED := $(PROTOS:.proto=_pb2.py)
 
-# The Python to set up with: 3.11 or 3.12. PYTHON=/path/to/python overrides.
+# The Python to set up with: 3.11 or 3.12, that of an existing .venv first. PYTHON=/path/to/python overrides.
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
-FIND_PYTHON = for p in python3.11 python3.12 python3 python; do \
+FIND_PYTHON = for p in $(VENV)/bin/python python3.11 python3.12 python3 python; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && { command -v "$$p"; break; }; done
 
 .PHONY: help

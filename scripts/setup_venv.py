@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
-STAMP = "installed.sha256"
+STAMP = "installed.txt"
+"""What is installed: its fingerprint, then the requirement that torch came from."""
 FIND_UNWANTED = "import importlib.util as u; print(*[m for m in {names!r} if u.find_spec(m)])"
 TORCH_HINT = """\
 setup: pip finds no CPU build of torch for this Python.
@@ -46,13 +47,15 @@ def install(root: Path, lock: Path, torch: str | None) -> None:
     """Makes the environment equal to the lock.
 
     Args:
-        torch: a requirement or a wheel that replaces the lock's torch.
+        torch: a requirement or a wheel that replaces the lock's torch; remembered for later runs.
     Raises: SetupError.
     """
     torch_locked, others = split_lock(lock.read_text())
-    torch = torch or torch_locked
-    stamp, wanted = root / STAMP, fingerprint(others, torch)
-    if stamp.exists() and stamp.read_text() == wanted:
+    stamp = root / STAMP
+    installed, torch_before = read_stamp(stamp)
+    torch = torch or torch_before or torch_locked
+    wanted = fingerprint(others, torch)
+    if installed == wanted:
         return
     stamp.unlink(missing_ok=True)
     python = _make_venv(root)
@@ -60,7 +63,7 @@ def install(root: Path, lock: Path, torch: str | None) -> None:
     print(f"setup: installing {len(others)} packages of {lock} into {root} (a few minutes)", flush=True)
     _pip_counted(python, others)
     _check(python)
-    stamp.write_text(wanted)
+    stamp.write_text(f"{wanted}\n{torch if torch != torch_locked else ''}\n")
     print(f"setup: done; {root}/bin/python is Python {_version()}")
 
 
@@ -74,6 +77,13 @@ def split_lock(text: str) -> tuple[str, list[str]]:
     return torch[0], [line for line in requirements if line != torch[0]]
 
 
+def read_stamp(stamp: Path) -> tuple[str, str]:
+    """Returns the fingerprint of what is installed and the torch chosen for it, empty where there is none."""
+    lines = stamp.read_text().splitlines() if stamp.exists() else []
+    installed, torch, *_ = [*lines, "", ""]
+    return installed, torch
+
+
 def fingerprint(requirements: Sequence[str], torch: str) -> str:
     """Changes when anything does that would install something else."""
     facts = "\n".join([_version(), torch, *requirements, *UNWANTED])
@@ -85,7 +95,7 @@ def _make_venv(root: Path) -> Path:
     if not _runs(python, _version()):
         print(f"setup: making {root} with Python {_version()}", flush=True)
         try:
-            venv.create(root, with_pip=True, clear=True)
+            venv.create(root, with_pip=True, clear=True, symlinks=True)
         except (subprocess.CalledProcessError, OSError) as error:
             raise SetupError(
                 f"setup: cannot make a virtual environment ({error}).\n"

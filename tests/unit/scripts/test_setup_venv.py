@@ -60,6 +60,13 @@ def test_a_change_sets_up_again(tmp_path, lock, actions, change):
     assert "checked" in actions
 
 
+def test_a_chosen_torch_is_remembered(tmp_path, lock, actions):
+    setup_venv.install(tmp_path / "venv", lock, "torch-mine.whl")
+    actions.clear()
+    setup_venv.install(tmp_path / "venv", lock, None)
+    assert actions == []
+
+
 def test_a_failed_setup_is_not_taken_for_done(tmp_path, lock, actions, monkeypatch):
     def fail(_python):
         raise setup_venv.SetupError("torchvision must not be installed")
