@@ -112,7 +112,8 @@ class RequestScope:
 
     @property
     def _ends_here(self) -> bool:
-        return self.identity.final or (self.identity.anonymous and not self.identity.single)
+        by_itself = self.identity.single and self.refusal is None  # ends with its call, if it ever had one
+        return self.identity.final or (self.identity.anonymous and not by_itself)
 
     async def _open(self) -> None:
         if self._opened:

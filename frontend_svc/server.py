@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import structlog
 from fastapi import Request
 from prometheus_client import REGISTRY
 
+from frontend_svc.auth import ApiKeys
 from frontend_svc.call_context import CallRegistry
 from frontend_svc.engine_core_client import GrpcEngineCoreClient
 from frontend_svc.errors import Refused, SchedulerLost
@@ -45,6 +47,21 @@ HEALTH_CHECK_S = 1.0
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a running frontend is made of."""
+
+    settings: FrontendSettings
+    link: SchedulerLink
+    readiness: Readiness
+    calls: CallRegistry
+    """Live calls by id, those of both doors."""
+    metrics: FrontendMetrics
+    llm: ProgramLLM
+    args: Namespace
+    """vLLM's serve arguments."""
+
+
 async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     """Run a frontend until `stop` is set, then drain it.
 
@@ -56,14 +73,24 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     engine_core = GrpcEngineCoreClient(model=settings.model_name, calls=calls, on_failure=metrics.call_failed)
     async with _linked(settings, engine_core) as link:
         metrics.watch(live_calls=lambda: link.live_calls, scheduler_up=lambda: link.up)
-        model = await wait_for_model(link, settings.model_name, timeout_s=settings.model_timeout_s, stop=stop)
+        model = await _model(settings, link, stop)
         if model is None:
             return
-        check_model(model, settings, params_format=PARAMS_FORMAT)
-        args = serve_arguments(settings, model)
-        llm = _make_llm(args, model, engine_core, readiness := Readiness(link))
+        args, readiness = serve_arguments(settings, model), Readiness(link)
+        llm = ProgramLLM(engine_config(args, model), engine_core, unavailable=readiness.unavailable)
         try:
-            await _serve_calls(settings, llm, args, readiness, calls, metrics, link, stop)
+            await _serve_calls(
+                Parts(
+                    settings=settings,
+                    link=link,
+                    readiness=readiness,
+                    calls=calls,
+                    metrics=metrics,
+                    llm=llm,
+                    args=args,
+                ),
+                stop,
+            )
         finally:
             llm.shutdown()
 
@@ -98,66 +125,65 @@ async def _linked(
         await link.close()
 
 
-def _make_llm(
-    args: Namespace, model: pb.ModelInfo, engine_core: GrpcEngineCoreClient, readiness: Readiness
-) -> ProgramLLM:
-    log.info(
-        "model_found",
-        model=model.model,
-        max_model_len=model.max_model_len,
-        executors=model.executors,
-        simulated=model.simulated,
-    )
-    return ProgramLLM(engine_config(args, model), engine_core, unavailable=readiness.unavailable)
+async def _model(settings: FrontendSettings, link: SchedulerLink, stop: asyncio.Event) -> pb.ModelInfo | None:
+    """The served model, checked to be ours; None when `stop` was set first."""
+    timeout_s = settings.model_timeout_s
+    model = await wait_for_model(link, settings.model_name, timeout_s=timeout_s, stop=stop)
+    if model is not None:
+        log.info(
+            "model_found",
+            model=model.model,
+            max_model_len=model.max_model_len,
+            executors=model.executors,
+            simulated=model.simulated,
+        )
+        check_model(model, settings, params_format=PARAMS_FORMAT)
+    return model
 
 
-async def _serve_calls(
-    settings: FrontendSettings,
-    llm: ProgramLLM,
-    args: Namespace,
-    readiness: Readiness,
-    calls: CallRegistry,
-    metrics: FrontendMetrics,
-    link: SchedulerLink,
-    stop: asyncio.Event,
-) -> None:
+async def _serve_calls(parts: Parts, stop: asyncio.Event) -> None:
+    settings, link = parts.settings, parts.link
     keys = settings.keys()
-    generator = VllmGenerator(llm, [settings.model_name], chat_template=settings.chat_template or None)
-    service = ProgramService(link.programs, generator, calls, new_id)
-    app = await vllm_app(
-        llm, args, unavailable=readiness.unavailable, programs=make_router(service, _tenant_of)
+    template = settings.chat_template or None
+    generator = VllmGenerator(parts.llm, [settings.model_name], chat_template=template)
+    service = ProgramService(link.programs, generator, parts.calls, new_id)
+    http = await _http_server(parts, service, keys)
+    grpc_server = _grpc_server(settings, service, keys)
+    async with contextlib.AsyncExitStack() as stack:
+        await _listen(stack, settings, http, grpc_server)
+        mirror = asyncio.create_task(_mirror_health(grpc_server, parts.readiness, link))
+        stack.callback(mirror.cancel)
+        if not keys.required:
+            log.warning("no_api_keys", host=settings.host, note="anybody on this machine may call")
+        await _until_over(stop, http, link, parts.llm)
+        parts.readiness.drain()
+        log.info("draining", live_calls=link.live_calls, drain_s=settings.drain_s)
+        await asyncio.gather(http.stop(), grpc_server.stop(settings.drain_s))
+
+
+async def _http_server(parts: Parts, service: ProgramService, keys: ApiKeys) -> HttpServer:
+    settings, unavailable = parts.settings, parts.readiness.unavailable
+    programs = make_router(service, _tenant_of)
+    app = behind_doors(
+        await vllm_app(parts.llm, parts.args, unavailable=unavailable, programs=programs),
+        keys=keys,
+        max_body_bytes=settings.max_body_bytes,
+        programs=parts.link.programs,
+        unavailable=unavailable,
+        calls=parts.calls,
+        served=parts.metrics.request_served,
     )
-    http = HttpServer(
-        behind_doors(
-            app,
-            keys=keys,
-            max_body_bytes=settings.max_body_bytes,
-            programs=link.programs,
-            unavailable=readiness.unavailable,
-            calls=calls,
-            served=metrics.request_served,
-        ),
-        host=settings.host,
-        port=settings.port,
-        drain_s=settings.drain_s,
-    )
-    grpc_server = GrpcServer(
+    return HttpServer(app, host=settings.host, port=settings.port, drain_s=settings.drain_s)
+
+
+def _grpc_server(settings: FrontendSettings, service: ProgramService, keys: ApiKeys) -> GrpcServer:
+    return GrpcServer(
         host=settings.host,
         port=settings.grpc_port,
         register=register_programs(service),
         service_names=[SERVICE_NAME],
         interceptors=[TenantGuard(keys.tenant_of_authorization)],
     )
-    async with contextlib.AsyncExitStack() as stack:
-        await _listen(stack, settings, http, grpc_server)
-        mirror = asyncio.create_task(_mirror_health(grpc_server, readiness, link))
-        stack.callback(mirror.cancel)
-        if not keys.required:
-            log.warning("no_api_keys", host=settings.host, note="anybody on this machine may call")
-        await _until_over(stop, http, link, llm)
-        readiness.drain()
-        log.info("draining", live_calls=link.live_calls, drain_s=settings.drain_s)
-        await asyncio.gather(http.stop(), grpc_server.stop(settings.drain_s))
 
 
 async def _listen(

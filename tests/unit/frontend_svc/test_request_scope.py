@@ -84,6 +84,15 @@ async def test_who_ends_the_program(identity: dict[str, object], single_call: bo
     assert programs.ended == ([request.program_id] if ends else [])
 
 
+async def test_a_program_whose_only_call_was_refused_is_ended() -> None:
+    programs = Programs()
+    request = scope(programs, single=True)
+    await request.next_call()
+    request.refuse(refusal("QUEUE_FULL", "full"))
+    await request.finish()
+    assert programs.ended == [request.program_id]
+
+
 async def test_a_named_program_is_not_opened() -> None:
     programs = Programs()
     request = scope(programs, program_id="p", thread_id="t", parent_call_ids=("x",))
