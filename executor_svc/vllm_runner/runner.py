@@ -11,7 +11,7 @@ the tokens before.
 Calls are touched by the step thread (compose, translate) and, in the asynchronous case, by the result thread
 (apply): `_calls_lock` guards them. Steps are resolved in order, by whoever comes first.
 
-Unrun here: the asynchronous path needs a GPU with Triton.
+The asynchronous path needs a GPU with Triton; it has been run only against the stand-in of its tests.
 """
 
 import time
