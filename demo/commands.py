@@ -28,6 +28,8 @@ BEFORE, AFTER = "fcfs", "plas"
 UP, DEMO = "up", "demo"
 DEMO_DRAIN_S = 5
 DEMO_KV_CACHE_GIB = 1.0
+DEMO_BLOCK_SIZE = 32
+"""vLLM's default on the CPU, 128, is longer than most prompts here: no prefix would ever be found again."""
 
 
 async def prepare_model(options: Namespace, console: Console) -> None:
@@ -96,6 +98,7 @@ def _small_engine(model: LocalModel, max_num_seqs: int) -> StackOptions:
         policy=BEFORE,
         ports=ports,
         max_num_seqs=max_num_seqs,
+        block_size=DEMO_BLOCK_SIZE,
         kv_cache_gib=DEMO_KV_CACHE_GIB,
         eager=True,
         drain_s=DEMO_DRAIN_S,
@@ -124,9 +127,13 @@ async def _measure(stack: Stack, arrivals: Sequence[Arrival], console: Console) 
         title = f"Programs under {policy} (GET /v1/programs)"
         async with ProgramDisplay(console, title, prefix, experiment.programs):
             outcomes = await experiment.run(arrivals, prefix=prefix)
-        console.print(
-            f"all {len(outcomes)} programs done in {time.monotonic() - begun_s:.1f} s under {policy}\n"
-        )
+    elapsed_s = time.monotonic() - begun_s
+    seen = await stack.statistics()
+    text = f"""\
+all {len(outcomes)} programs done in {elapsed_s:.1f} s under {policy}: {seen.preemptions} preemptions, \
+{seen.recomputed_tokens} tokens computed again, {seen.cached_tokens} prompt tokens found in the cache
+"""
+    console.print(text, markup=False, soft_wrap=True)
     return outcomes
 
 

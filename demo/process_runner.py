@@ -13,6 +13,7 @@ file.
 import http.client
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,7 @@ class ProcessRunner:
         self._socket = _socket_path(home)
 
     def start(self, specs: Sequence[ProcessSpec], secrets: Mapping[str, str]) -> None:
-        """Starts all processes, in this order.
+        """Starts all processes, in this order, with new log files.
 
         Args:
             secrets: environment variables added to this process's own.
@@ -82,7 +83,8 @@ class ProcessRunner:
             RunnerFailed: supervisord did not come up.
         """
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self.home / "logs").mkdir(exist_ok=True)
+        shutil.rmtree(self.home / "logs", ignore_errors=True)
+        (self.home / "logs").mkdir()
         self._configure(specs)
         command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", self._config.name]
         done = subprocess.run(

@@ -14,7 +14,8 @@ from svc_runtime.grpc_aio import open_channel
 
 Condition = Callable[[], Awaitable[bool]]
 
-_PROBE_S = 2.0
+PROBE_S = 2.0
+"""Time that one question may take."""
 
 
 def grpc_serving(target: str) -> Condition:
@@ -24,7 +25,7 @@ def grpc_serving(target: str) -> Condition:
         async with open_channel(target) as channel:
             try:
                 request = health_pb2.HealthCheckRequest()
-                answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_S)
+                answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PROBE_S)
             except grpc.RpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -39,7 +40,7 @@ def executors_attached(scheduler: str, peer_token: str, count: int) -> Condition
         async with open_channel(scheduler, peer_token=peer_token) as channel:
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             try:
-                answer = await stub.ListExecutors(scheduler_pb2.ListExecutorsRequest(), timeout=_PROBE_S)
+                answer = await stub.ListExecutors(scheduler_pb2.ListExecutorsRequest(), timeout=PROBE_S)
             except grpc.RpcError:
                 return False
         return len(answer.executors) >= count
@@ -51,7 +52,7 @@ def http_healthy(url: str) -> Condition:
     """`GET /health` answers 200."""
 
     async def holds() -> bool:
-        async with httpx.AsyncClient(trust_env=False, timeout=_PROBE_S) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=PROBE_S) as client:
             try:
                 answer = await client.get(f"{url}/health")
             except httpx.HTTPError:

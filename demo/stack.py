@@ -15,9 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grpc
+
 from demo.models import LocalModel
 from demo.process_runner import ProcessRunner, ProcessSpec
-from demo.readiness import Condition, executors_attached, grpc_serving, http_healthy
+from demo.readiness import PROBE_S, Condition, executors_attached, grpc_serving, http_healthy
+from protos.autellix.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from svc_runtime.grpc_aio import open_channel
 
 HOST = "127.0.0.1"
 SCHEDULER, FRONTEND = "scheduler", "frontend"
@@ -63,6 +67,8 @@ class StackOptions:
     ports: StackPorts = StackPorts()
     max_num_seqs: int | None = None
     """Rows of a batch; None: the executor's default."""
+    block_size: int | None = None
+    """Tokens in a KV block; None: the executor's default."""
     kv_cache_gib: float | None = None
     """Memory for keys and values; None: the executor's default."""
     eager: bool = False
@@ -101,6 +107,16 @@ class Stack:
         self.options = replace(self.options, policy=policy)
         await asyncio.to_thread(self.runner.replace, service_specs(self.options), SCHEDULER)
         await self._started()
+
+    async def statistics(self) -> scheduler_pb2.GetStatisticsResponse:
+        """The scheduler's counters since its start. Raises: StackFailed."""
+        target = f"{HOST}:{self.options.ports.scheduler}"
+        async with open_channel(target, peer_token=self._token) as channel:
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+            try:
+                return await stub.GetStatistics(scheduler_pb2.GetStatisticsRequest(), timeout=PROBE_S)
+            except grpc.RpcError as error:
+                raise StackFailed(f"the scheduler does not answer: {error}") from error
 
     def stop(self) -> bool:
         """Stops all services, blocking until they have ended. Returns: False when nothing was running."""
@@ -184,7 +200,11 @@ def _executor_flags(options: StackOptions, number: int) -> dict[str, object]:
     }
     if options.eager or not _has_compiler():
         flags["enforce-eager"] = True
-    limits = {"max-num-seqs": options.max_num_seqs, "kv-cache-gib": options.kv_cache_gib}
+    limits = {
+        "max-num-seqs": options.max_num_seqs,
+        "block-size": options.block_size,
+        "kv-cache-gib": options.kv_cache_gib,
+    }
     return flags | {flag: limit for flag, limit in limits.items() if limit is not None}
 
 
