@@ -59,6 +59,7 @@ start() {
 
 stop_all() {
   for target in $targets; do podman rm --force --time 10 "autellix-$target-local" >/dev/null 2>&1 || true; done
+  podman volume rm --force autellix-cache-local >/dev/null 2>&1 || true
 }
 
 wait_until_serving() {
@@ -93,12 +94,12 @@ if wants executor-cpu && wants frontend; then
     --env "AUTELLIX_EXECUTOR_SCHEDULER=127.0.0.1:$port_scheduler" --env "AUTELLIX_EXECUTOR_PEER_TOKEN=$token" \
     --env "AUTELLIX_EXECUTOR_HEALTH_PORT=$port_health" --env AUTELLIX_EXECUTOR_METRICS_PORT=0 \
     --env AUTELLIX_EXECUTOR_KV_CACHE_GIB=1 --env AUTELLIX_EXECUTOR_DTYPE=float32 \
-    --tmpfs=/var/cache/autellix:rw,exec,mode=1777 autellix-executor-cpu
+    --volume autellix-cache-local:/var/cache/autellix autellix-executor-cpu
   start frontend --volume "$model:/models/local:ro" --env AUTELLIX_FRONTEND_MODEL=/models/local \
     --env "AUTELLIX_FRONTEND_SCHEDULER=127.0.0.1:$port_scheduler" --env "AUTELLIX_FRONTEND_PEER_TOKEN=$token" \
     --env AUTELLIX_FRONTEND_HOST=127.0.0.1 --env "AUTELLIX_FRONTEND_PORT=$port_http" \
     --env "AUTELLIX_FRONTEND_GRPC_PORT=$port_grpc" --env AUTELLIX_FRONTEND_METRICS_PORT=0 \
-    --tmpfs=/var/cache/autellix:rw,exec,mode=1777 autellix-frontend
+    --volume autellix-cache-local:/var/cache/autellix autellix-frontend
   wait_until_serving executor-cpu "$port_health"
   wait_until_serving frontend "$port_grpc"
   say "a completion through all three:"

@@ -19,6 +19,13 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 STAMP = "installed.txt"
 """What is installed: its fingerprint, then the requirement that torch came from."""
 FIND_UNWANTED = "import importlib.util as u; print(*[m for m in {names!r} if u.find_spec(m)])"
+FIND_NUMA = """
+import ctypes
+try:
+    ctypes.CDLL("libnuma.so.1")
+except OSError:
+    print("missing")
+"""
 TORCH_HINT = """\
 setup: pip finds no CPU build of torch for this Python.
   wanted: {torch}, Python {python}
@@ -26,6 +33,11 @@ setup: pip finds no CPU build of torch for this Python.
   the install page of the PyTorch project names it for "Pip, CPU"),
   or say which one to take: make setup TORCH=/path/to/torch-2.13.0+cpu-....whl
   or use another Python:    make setup PYTHON=python3.11"""
+
+
+NUMA_HINT = """\
+setup: vLLM's CPU kernels need libnuma.so.1, which this machine does not have.
+  On Debian and Ubuntu: apt install libnuma1; on Fedora and its kin: dnf install numactl-libs"""
 
 
 class SetupError(Exception):
@@ -161,6 +173,9 @@ def _check(python: Path) -> None:
         raise SetupError(
             TORCH_HINT.format(torch="a CPU build", python=_version()) + f"\n  found: a build for CUDA {cuda}"
         )
+
+    if _ask(python, FIND_NUMA) == "missing":
+        raise SetupError(NUMA_HINT)
 
 
 def _ask(python: Path, code: str) -> str:

@@ -89,7 +89,10 @@ def test_unwanted_packages_and_cuda_builds_are_refused(monkeypatch):
     answers = iter(["", "13.0"])
     with pytest.raises(setup_venv.SetupError, match=r"build for CUDA 13\.0"):
         setup_venv._check("python")
-    answers = iter(["", "None"])
+    answers = iter(["", "None", "missing"])
+    with pytest.raises(setup_venv.SetupError, match="libnuma1"):
+        setup_venv._check("python")
+    answers = iter(["", "None", ""])
     setup_venv._check("python")
 
 
