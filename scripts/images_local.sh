@@ -37,7 +37,7 @@ make_base() {
   local root
   root=$(mktemp -d)
   say "making $base from Debian $suite"
-  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$root" >/dev/null
+  debootstrap --variant=minbase --include=python3,python3-dev,python3-venv,ca-certificates "$suite" "$root" >/dev/null
   tar -C "$root" -c . | podman import --quiet - "$base" >/dev/null
   rm -rf "$root"
 }
