@@ -85,18 +85,18 @@ images-local: ## Build and start the images without a Docker engine; root, build
 ##### Running #####
 
 .PHONY: demo
-demo: setup ## Agent programs under fcfs and under plas, compared (MODEL=smollm2|tiny|DIR|ID, SEED=)
-	$(PY) -m demo run $(call flag,model,$(MODEL)) $(call flag,seed,$(SEED))
+demo: setup ## Agent programs under fcfs and under plas, compared (MODEL=, SEED=)
+	@$(PY) -m demo run $(call flag,model,$(MODEL)) $(call flag,seed,$(SEED))
 
 .PHONY: up
 up: setup ## Start the services for your own use (MODEL= EXECUTORS= POLICY= PORT= GRPC_PORT= SCHEDULER_PORT=)
-	$(PY) -m demo up $(call flag,model,$(MODEL)) $(call flag,executors,$(EXECUTORS)) $(call flag,policy,$(POLICY)) \
+	@$(PY) -m demo up $(call flag,model,$(MODEL)) $(call flag,executors,$(EXECUTORS)) $(call flag,policy,$(POLICY)) \
 	$(call flag,port,$(PORT)) $(call flag,grpc-port,$(GRPC_PORT)) $(call flag,scheduler-port,$(SCHEDULER_PORT)) \
 	$(call flag,metrics-port,$(METRICS_PORT))
 
 .PHONY: down
 down: ## Stop them
-	$(PY) -m demo down
+	@$(PY) -m demo down
 
 .PHONY: model
 model: setup ## Download or make the model only, and print its directory (MODEL=)

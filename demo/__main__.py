@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, 1 after a failure, 2 for wrong usage, 130 when interrupted."""
     options = _parser().parse_args(argv or ["run"])
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs that ignore it
+        signal.signal(signum, signal.default_int_handler)
     try:
         asyncio.run(options.command(options, console))
     except DemoFailures as error:
