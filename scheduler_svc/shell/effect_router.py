@@ -59,7 +59,7 @@ class EffectRouter:
             case SendPlan():
                 session.send(effect.plan)
             case CloseExecutor(drained=True):
-                session.end.close()
+                session.end_drained()
             case CloseExecutor():
                 log.warning("executor_closed", executor_id=effect.executor_id, reason=effect.reason)
                 session.end.refuse(Refusal(reason="PROTOCOL_BROKEN", message=effect.reason))

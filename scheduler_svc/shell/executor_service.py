@@ -143,6 +143,7 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
                 self._loop.post(executor_wire.call_prepared(executor_id, request.prepared), on_error)
             case "drain":
                 log.info("executor_drain_requested", executor_id=executor_id, reason=request.drain.reason)
+                session.asked_to_drain = True
                 self._loop.post(ExecutorDrainRequested(executor_id=executor_id), on_error)
             case other:
                 raise ProtocolBroken(f"unexpected message {other!r} from executor {executor_id}")

@@ -32,6 +32,8 @@ class ExecutorSession:
         """
         self.spec = spec
         self.end = StreamEnd()
+        self.asked_to_drain = False
+        """Whether the executor wants to leave by itself; otherwise an operator drains it."""
         self._scheduler_id = scheduler_id
         self._outbox: deque[AnnounceCall | Plan] = deque()
         self._outbox_max = outbox_max
@@ -44,6 +46,13 @@ class ExecutorSession:
             return
         self._outbox.append(item)
         self._filled.set()
+
+    def end_drained(self) -> None:
+        """Nothing is left on it: lets an executor go that asked for it; tells another not to come back."""
+        if self.asked_to_drain:
+            self.end.close()
+        else:
+            self.end.refuse(Refusal(reason="EXECUTOR_DRAINED", message="an operator drained this executor"))
 
     async def write_to(self, write: Write) -> None:
         """Sends the acceptance, then whatever is enqueued, for ever."""

@@ -120,6 +120,11 @@ class Executors:
         stop.set()
         await asyncio.wait_for(task, PATIENCE_S)
 
+    async def until_left(self, name: str) -> None:
+        """Waits until one has ended by itself, in good order; raises what ended it otherwise."""
+        _, task = self._running.pop(name)
+        await asyncio.wait_for(task, PATIENCE_S)
+
     async def close(self) -> None:
         """Stops all in good order; raises what ended one before."""
         for name in list(self._running):
@@ -268,6 +273,19 @@ async def test_executors_come_and_go() -> None:
         await parts.executors.drain("two")
         handles = await running
         await assert_books(parts, programs, handles)
+
+
+async def test_an_executor_that_an_operator_drains_leaves_and_its_calls_go_on() -> None:
+    programs = workload(seed=5)[:8]
+    total = sum(len(call.expected) for program in programs for call in program)
+    async with together() as parts:
+        running = asyncio.create_task(run_all(parts, programs))
+        await until(lambda: received(parts.frontend) > total // 4)
+        await parts.frontend.programs.DrainExecutor(pb.DrainExecutorRequest(executor_id="two"))
+        await parts.executors.until_left("two")
+        handles = await running
+        await assert_books(parts, programs, handles)
+        assert [executor.executor_id for executor in parts.core.executors()] == ["one"]
 
 
 async def test_calls_wait_for_an_executor_when_the_last_is_gone() -> None:

@@ -12,6 +12,7 @@ import grpc
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1 import executor_pb2_grpc as pb_grpc
 from svc_runtime.columns import pack_i32, unpack_i32
+from svc_runtime.rpc_errors import RpcFailure, parse_error
 
 VOCAB_SIZE = 1000
 PARAMS_FORMAT = "test/1"
@@ -69,6 +70,7 @@ class FakeExecutor:
         self._obedient = obedient
         self._answered = 0
         self._stream = pb_grpc.ExecutorServiceStub(channel).Attach()
+        self._failure: RpcFailure | None = None
         self._reading: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -96,6 +98,13 @@ class FakeExecutor:
         async with asyncio.timeout(10):
             return await self._stream.code()
 
+    async def refusal(self) -> str:
+        """The reason in the typed error with which the scheduler ended the stream; "" when it gave none."""
+        assert self._reading is not None
+        async with asyncio.timeout(10):
+            await self._reading
+        return self._failure.reason if self._failure else ""
+
     def batch(self, plan: pb.StepPlan) -> list[str]:
         """Call ids of a plan's rows."""
         return [self.calls[handle].call_id for handle in unpack_i32(plan.handles)]
@@ -110,7 +119,9 @@ class FakeExecutor:
         try:
             while (message := await self._stream.read()) is not grpc.aio.EOF:
                 await self._receive(message)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+        except grpc.aio.AioRpcError as error:
+            self._failure = parse_error(error)
+        except asyncio.CancelledError:
             return
 
     async def _receive(self, message: pb.AttachResponse) -> None:

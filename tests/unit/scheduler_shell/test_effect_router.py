@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 import structlog
 
 from protos.autellix.executor.v1 import executor_pb2
@@ -119,10 +120,13 @@ async def test_an_executor_that_is_closed_hears_why() -> None:
     assert (refusal.reason, refusal.message) == ("PROTOCOL_BROKEN", "step 7 instead of 3")
 
 
-async def test_a_drained_executor_is_closed_in_good_order() -> None:
+@pytest.mark.parametrize(("asked", "reason"), [(True, None), (False, "EXECUTOR_DRAINED")])
+async def test_a_drained_executor_hears_of_it_unless_it_asked_for_it(asked: bool, reason: str | None) -> None:
     async with Stage() as stage:
+        stage.executor.asked_to_drain = asked
         stage.router.carry_out([CloseExecutor(executor_id=EXECUTOR, reason="drained", drained=True)])
-        assert await stage.executor.end.wait() is None
+        refusal = await stage.executor.end.wait()
+    assert (refusal.reason if refusal else None) == reason
 
 
 async def test_each_ended_call_gets_one_canonical_log_line_and_one_count() -> None:

@@ -172,7 +172,7 @@ async def test_an_operator_drains_an_executor(start: Start, dial: Dial) -> None:
     async with FakeExecutor(dial(server)) as executor, FakeFrontend(dial(server)) as frontend:
         drain = scheduler_pb.DrainExecutorRequest(executor_id="executor-a")
         await frontend.programs.DrainExecutor(drain)
-        assert await executor.ended() is grpc.StatusCode.OK
+        assert await executor.refusal() == "EXECUTOR_DRAINED"
         unknown = scheduler_pb.DrainExecutorRequest(executor_id="nobody")
         with pytest.raises(grpc.RpcError) as refused:
             await frontend.programs.DrainExecutor(unknown)
