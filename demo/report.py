@@ -71,7 +71,7 @@ def print_report(console: Console, comparison: Comparison) -> None:
     console.print(_summary_table(comparison))
     console.print(
         "Response time: from a program's arrival to its end, less the time its person was reading. "
-        "One run a policy on this machine: expect the figures to vary by some per cent.",
+        "One run a policy: whatever else this machine was doing shows in the figures.",
         soft_wrap=True,
         highlight=False,
     )

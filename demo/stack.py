@@ -11,9 +11,10 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -110,11 +111,19 @@ class Stack:
 
     async def statistics(self) -> scheduler_pb2.GetStatisticsResponse:
         """The scheduler's counters since its start. Raises: StackFailed."""
+        request = scheduler_pb2.GetStatisticsRequest()
+        return await self._ask_scheduler(lambda stub: stub.GetStatistics(request, timeout=PROBE_S))
+
+    async def _simulated(self) -> bool:
+        request = scheduler_pb2.ListExecutorsRequest()
+        answer = await self._ask_scheduler(lambda stub: stub.ListExecutors(request, timeout=PROBE_S))
+        return any(executor.simulated for executor in answer.executors)
+
+    async def _ask_scheduler(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         target = f"{HOST}:{self.options.ports.scheduler}"
         async with open_channel(target, peer_token=self._token) as channel:
-            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             try:
-                return await stub.GetStatistics(scheduler_pb2.GetStatisticsRequest(), timeout=PROBE_S)
+                return await ask(scheduler_pb2_grpc.SchedulerServiceStub(channel))
             except grpc.RpcError as error:
                 raise StackFailed(f"the scheduler does not answer: {error}") from error
 
@@ -132,6 +141,8 @@ class Stack:
         await self._wait("the scheduler", grpc_serving(scheduler))
         loading = f"{options.executors} executor(s), loading {options.model.name}"
         await self._wait(loading, executors_attached(scheduler, self._token, options.executors))
+        if await self._simulated():
+            self._say("SIMULATED: no model runs here, tokens are made up and steps only take time")
         await self._wait(f"the HTTP API on port {ports.http}", http_healthy(self.url))
         await self._wait(f"the public gRPC API on port {ports.grpc}", grpc_serving(f"{HOST}:{ports.grpc}"))
 
