@@ -22,6 +22,8 @@ log = structlog.get_logger("autellix.executor")
 
 CLOSE_LIMIT_S = 10.0
 """Longest wait for a running step at the end."""
+PROBE_BYTES_MAX = 64 * 1024
+"""Largest message on the health port, where nobody is asked who he is."""
 SERVICE_NAME = "autellix.executor.v1.ExecutorService"
 """Health name; the service itself is the scheduler's: executors dial."""
 
@@ -42,6 +44,7 @@ async def serve(
         port=settings.health_port,
         register=lambda _server: None,
         service_names=(SERVICE_NAME,),
+        request_bytes_max=PROBE_BYTES_MAX,
     )
     port = await health.start()
     scrape = (

@@ -183,6 +183,7 @@ def _grpc_server(settings: FrontendSettings, service: ProgramService, keys: ApiK
         register=register_programs(service),
         service_names=[SERVICE_NAME],
         interceptors=[TenantGuard(keys.tenant_of_authorization)],
+        request_bytes_max=settings.max_message_bytes,
     )
 
 

@@ -68,6 +68,12 @@ class FrontendSettings(ServiceSettings):
     max_body_bytes: int = Field(
         default=8 * MIB, ge=1024, le=64 * MIB, description="larger HTTP bodies are refused with 413"
     )
+    max_message_bytes: int = Field(
+        default=8 * MIB,
+        ge=1024,
+        le=64 * MIB,
+        description="larger messages to the public gRPC port are refused with RESOURCE_EXHAUSTED",
+    )
 
     @field_validator("api_keys")
     @classmethod

@@ -55,6 +55,8 @@ class GrpcServer:
         register: adds the servicers, e.g. `partial(add_SchedulerServiceServicer_to_server, servicer)`.
         service_names: full names, for health and reflection.
         peer_token: when given, every RPC but health must carry it.
+        request_bytes_max: larger messages end their RPC with RESOURCE_EXHAUSTED. A message is read before
+            anybody is asked who the caller is: a port that is open to the world wants a low limit.
     """
 
     def __init__(
@@ -66,12 +68,15 @@ class GrpcServer:
         service_names: Sequence[str],
         peer_token: str | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        request_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._register = register
         self._service_names = tuple(service_names)
         guard = (PeerTokenGuard(peer_token),) if peer_token else ()
         self._interceptors = (*guard, *interceptors)
+        limits = {"grpc.max_receive_message_length": request_bytes_max}
+        self._options = list((dict(SERVER_OPTIONS) | limits).items())
         self._health: health.aio.HealthServicer | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -81,7 +86,7 @@ class GrpcServer:
         Returns: the bound port, also when 0 was asked for.
         Raises: PortTaken.
         """
-        self._server = grpc.aio.server(interceptors=self._interceptors, options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._register(self._server)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import pytest_asyncio
@@ -16,7 +17,9 @@ from bench.cluster import free_port
 from protos.autellix.executor.v1 import executor_pb2
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from svc_runtime.columns import pack_i32, unpack_i32
+from svc_runtime.grpc_aio import open_channel
 from svc_runtime.lifecycle import ExitCode
+from svc_runtime.rpc_errors import parse_error
 from tests.fake_scheduler import TOKEN, Connection, FakeScheduler, answer, server
 from tests.integration.frontend_process import FrontendProcess, running, served, start, without_weights
 
@@ -229,6 +232,17 @@ async def test_a_megabyte_of_garbage_is_refused_and_nine_are_not_read(frontend: 
     assert garbage.status_code == 400
     too_much = await frontend.client.post(CHAT, content=b"x" * 9_000_000, headers=json_type)
     assert (too_much.status_code, too_much.json()["error"]["reason"]) == (413, "MESSAGE_TOO_LARGE")
+
+
+async def test_a_stranger_cannot_make_the_grpc_port_buffer_much(frontend: FrontendProcess) -> None:
+    async with open_channel(f"127.0.0.1:{frontend.grpc_port}") as channel:
+        send = channel.unary_unary("/autellix.program.v1.ProgramService/StartProgram")
+        with pytest.raises(grpc.RpcError) as large:
+            await send(bytes(9_000_000), timeout=30)
+        with pytest.raises(grpc.RpcError) as small:
+            await send(b"", timeout=30)
+    assert large.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert parse_error(small.value).reason == "UNAUTHENTICATED"
 
 
 async def test_garbage_that_is_no_http_harms_nobody(frontend: FrontendProcess) -> None:

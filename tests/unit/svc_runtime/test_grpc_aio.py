@@ -151,6 +151,19 @@ async def test_a_refusal_arrives_with_its_details(start):
     assert (failure.message, failure.limit, failure.retry_after_s) == ("full", "8", 1.5)
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+async def test_a_message_above_the_limit_reaches_no_handler(start, compression):
+    """Also one that is small until it is decompressed; the server goes on."""
+    _, address = await start(request_bytes_max=100_000)
+    async with open_channel(address) as channel:
+        send = channel.unary_unary(f"/{SERVICE}/unary_unary", response_deserializer=Empty.FromString)
+        with pytest.raises(grpc.RpcError) as error:
+            await send(bytes(100_001), compression=compression, timeout=10)
+        assert await call(channel, "unary_unary") == Empty()
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in error.value.details()
+
+
 async def test_the_health_check_command_tells_serving_from_not(start, capsys):
     server, address = await start()
     assert await asyncio.to_thread(healthcheck.main, [address]) == ExitCode.FAILED
