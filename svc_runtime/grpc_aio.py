@@ -3,11 +3,13 @@
 A server brings health, reflection and, when it has a peer token, an interceptor that refuses peers without it
 (health stays open: probes carry no token). A channel to such a server adds the token to every call.
 Columns travel in messages of at most 64 MiB; keepalive finds a peer that has vanished within about 15 s;
-ports are never shared silently (`so_reuseport` is 0).
+ports are never shared silently (`so_reuseport` is 0). A channel tries unary reads again while the server is
+unavailable; nothing else is ever sent twice.
 """
 
 import asyncio
 import hmac
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
@@ -31,6 +33,28 @@ _KEEPALIVE: list[tuple[str, Any]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
+_READS = [
+    {"service": service, "method": method}
+    for service, methods in {
+        "autellix.scheduler.v1.SchedulerService": (
+            "GetProgram",
+            "ListPrograms",
+            "ListExecutors",
+            "GetStatistics",
+        ),
+        "autellix.program.v1.ProgramService": ("GetProgram", "ListPrograms"),
+        "grpc.health.v1.Health": ("Check",),
+    }.items()
+    for method in methods
+]
+"""Methods that may be tried again: unary, and they change nothing."""
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
 SERVER_OPTIONS: list[tuple[str, Any]] = [
     *_MESSAGE_LIMITS,
     *_KEEPALIVE,
@@ -42,6 +66,7 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     *_KEEPALIVE,
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": _READS, "retryPolicy": _RETRY_POLICY}]})),
 ]
 
 _Serving = health_pb2.HealthCheckResponse

@@ -1,6 +1,8 @@
 """Servers and channels: ports, health, reflection, the peer token, all over real sockets."""
 
 import asyncio
+import json
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -8,8 +10,10 @@ from google.protobuf import empty_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from protos.autellix.program.v1 import program_pb2
+from protos.autellix.scheduler.v1 import scheduler_pb2
 from svc_runtime import healthcheck
-from svc_runtime.grpc_aio import GrpcServer, open_channel
+from svc_runtime.grpc_aio import CHANNEL_OPTIONS, GrpcServer, open_channel
 from svc_runtime.lifecycle import ExitCode, PortTaken
 from svc_runtime.rpc_errors import abort, parse_error
 
@@ -162,6 +166,70 @@ async def test_a_message_above_the_limit_reaches_no_handler(start, compression):
         assert await call(channel, "unary_unary") == Empty()
     assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in error.value.details()
+
+
+SCHEDULER, PROGRAMS = "autellix.scheduler.v1.SchedulerService", "autellix.program.v1.ProgramService"
+READS = {
+    f"/{SCHEDULER}/{method}" for method in ("GetProgram", "ListPrograms", "ListExecutors", "GetStatistics")
+}
+READS |= {f"/{PROGRAMS}/GetProgram", f"/{PROGRAMS}/ListPrograms", "/grpc.health.v1.Health/Check"}
+
+
+class Faulty(grpc.GenericRpcHandler):
+    """Answers every method with the statuses of a script, then well; counts the attempts."""
+
+    def __init__(self, *script):
+        self.attempts = 0
+        self._script = list(script)
+
+    def service(self, _details):
+        return grpc.unary_unary_rpc_method_handler(self._handle, *CODEC)
+
+    async def _handle(self, _request, context):
+        self.attempts += 1
+        if self._script:
+            await context.abort(self._script.pop(0), "as scripted")
+        return Empty()
+
+
+def unary_methods():
+    """Full names of all unary methods of our services, and the health check."""
+    for module in (program_pb2, scheduler_pb2):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                if not (method.client_streaming or method.server_streaming):
+                    yield f"/{service.full_name}/{method.name}"
+    yield "/grpc.health.v1.Health/Check"
+
+
+async def attempts_at(start, method, *script):
+    """How often one call of `method` is sent to a server that fails as scripted."""
+    faulty = Faulty(*script)
+    _, address = await start(register=lambda server: server.add_generic_rpc_handlers((faulty,)))
+    async with open_channel(address, peer_token="a token") as channel:
+        with suppress(grpc.RpcError):
+            await channel.unary_unary(method, *reversed(CODEC))(Empty(), timeout=10)
+    return faulty.attempts
+
+
+@pytest.mark.parametrize("method", sorted(set(unary_methods()) - {"/grpc.health.v1.Health/Check"}))
+async def test_reads_and_only_reads_are_tried_again(start, method):
+    unavailable = [grpc.StatusCode.UNAVAILABLE] * 2
+    assert await attempts_at(start, method, *unavailable) == (3 if method in READS else 1)
+
+
+async def test_tries_are_limited_and_only_for_what_may_pass(start):
+    read = f"/{SCHEDULER}/GetStatistics"
+    assert await attempts_at(start, read, *[grpc.StatusCode.UNAVAILABLE] * 9) == 4
+    assert await attempts_at(start, read, grpc.StatusCode.INTERNAL) == 1
+
+
+def test_the_methods_that_are_tried_again_exist():
+    config = json.loads(dict(CHANNEL_OPTIONS)["grpc.service_config"])
+    (methods,) = [entry["name"] for entry in config["methodConfig"]]
+    named = {f"/{name['service']}/{name['method']}" for name in methods}
+    assert named == READS
+    assert named <= set(unary_methods())
 
 
 async def test_the_health_check_command_tells_serving_from_not(start, capsys):
