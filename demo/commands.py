@@ -14,7 +14,7 @@ from rich.console import Console
 
 from demo.experiment import Experiment, Outcome, ProgramFailed
 from demo.live_table import ProgramDisplay
-from demo.models import LocalModel, ModelUnavailable, resolve_model
+from demo.models import TINY, LocalModel, ModelUnavailable, resolve_model
 from demo.ports import PortsTaken, free_port, require_free
 from demo.process_runner import ProcessRunner, RunnerFailed
 from demo.report import Comparison, print_report, summary
@@ -51,7 +51,13 @@ async def up(options: Namespace, console: Console) -> None:
     require_free(ports.by_variable())
     model = await _model(options, console)
     stack = Stack(
-        StackOptions(model=model, policy=options.policy, executors=options.executors, ports=ports),
+        StackOptions(
+            model=model,
+            policy=options.policy,
+            executors=options.executors,
+            ports=ports,
+            eager=options.model == TINY,  # too small for compiling to pay
+        ),
         home,
         _teller(console),
     )
