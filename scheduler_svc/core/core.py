@@ -42,6 +42,7 @@ from scheduler_svc.core.snapshots import (
 from scheduler_svc.core.views import (
     engine_snapshot,
     executor_snapshot,
+    live_calls_by_level,
     model_snapshots,
     program_snapshot,
     statistics_snapshot,
@@ -307,6 +308,10 @@ class Core:
             live_calls=self.registry.live_count,
             open_programs=self.table.open_count,
         )
+
+    def live_calls_by_level(self) -> list[int]:
+        """Live calls per level, level 0 first: cheap enough for every scrape, not for every step."""
+        return live_calls_by_level(self.fleet, len(self.policy.levels))
 
     def engine_status(self, frontend_id: FrontendId) -> EngineSnapshot:
         """Gauges to send along with a frontend's outputs."""

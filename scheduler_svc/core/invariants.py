@@ -1,5 +1,6 @@
 """What must hold between two events, checked from scratch. Slow on purpose: for tests and simulation."""
 
+from collections import Counter
 from itertools import chain
 
 from scheduler_svc.core.call import Call
@@ -15,6 +16,7 @@ def check(core: Core) -> None:
     """
     core.table.check()
     _check_registry(core)
+    _check_level_counts(core)
     for executor in core.fleet:
         _check_executor(executor)
     for call in core.registry.all_live():
@@ -28,6 +30,11 @@ def _check_registry(core: Core) -> None:
     assert sorted(of_programs) == sorted(live), "programs and registry know different live calls"
     placed = [*chain.from_iterable(executor.calls for executor in core.fleet), *core.fleet.unplaced]
     assert sorted(placed) == sorted(live), "a live call is in no place or in two"
+
+
+def _check_level_counts(core: Core) -> None:
+    levels = Counter(call.level for call in core.registry.all_live())
+    assert core.live_calls_by_level() == [levels[level] for level in range(len(core.policy.levels))]
 
 
 def _check_executor(executor: Executor) -> None:

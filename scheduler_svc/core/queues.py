@@ -12,6 +12,7 @@ zeroed in them; a call or program without any service does not divide by zero.
 
 from collections.abc import Iterator
 from heapq import merge
+from itertools import pairwise
 
 from sortedcontainers import SortedDict
 
@@ -45,6 +46,14 @@ class MultilevelQueue:
     @property
     def waiting_count(self) -> int:
         return len(self._waiting)
+
+    def level_counts(self, levels: int) -> list[int]:
+        """Calls per level, for levels 0..levels-1, without a walk: O(levels * log n). Shape: (levels,)."""
+        below = [
+            self._waiting.bisect_left((level,)) + self._running.bisect_left((level,))
+            for level in range(levels + 1)
+        ]
+        return [after - before for before, after in pairwise(below)]
 
     def running(self) -> Iterator[Call]:
         """Running calls in order."""

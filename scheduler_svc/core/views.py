@@ -1,7 +1,9 @@
 """Makes the frozen snapshots that the core shows. Reads, never changes."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
+from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_registry import FrontendCalls
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.counters import Counters
@@ -105,6 +107,23 @@ def statistics_snapshot(
     return StatisticsSnapshot(
         **asdict(counters), policy=policy, live_calls=live_calls, open_programs=open_programs
     )
+
+
+def live_calls_by_level(fleet: Fleet, levels: int) -> list[int]:
+    """Live calls per level, level 0 first. Shape: (levels,). Only calls outside of queues (in preparation, or
+    without an executor) are visited one by one."""
+    counts = [0] * levels
+    for executor in fleet:
+        counts = [sum(pair) for pair in zip(counts, executor.queue.level_counts(levels), strict=True)]
+        if len(executor.queue) < len(executor.calls):
+            _count([call for call in executor.calls.values() if call.queue_key is None], counts)
+    _count(fleet.unplaced.values(), counts)
+    return counts
+
+
+def _count(calls: Iterable[Call], counts: list[int]) -> None:
+    for call in calls:
+        counts[call.level] += 1
 
 
 def engine_snapshot(frontend: FrontendCalls, fleet: Fleet) -> EngineSnapshot:

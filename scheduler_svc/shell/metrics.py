@@ -4,7 +4,7 @@ Counters that the core keeps are shown as they were at the last tick: scrapes ru
 not look into the core. Everything else is counted where it happens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -38,6 +38,8 @@ class Gauges:
     """A look at the scheduler, taken once a second."""
 
     statistics: StatisticsSnapshot
+    live_calls: Sequence[int]
+    """Per level, level 0 first."""
     executors: Mapping[str, int] = field(default_factory=dict)
     """model -> attached executors."""
     frontends: int
@@ -95,7 +97,7 @@ class SchedulerMetrics(Collector):
             return
         for name, meaning in _COUNTERS.items():
             yield CounterMetricFamily(_PREFIX + name, meaning, value=getattr(gauges.statistics, name))
-        yield GaugeMetricFamily(_PREFIX + "live_calls", "calls not ended", value=gauges.statistics.live_calls)
+        yield _labelled("live_calls", "calls not ended", "level", enumerate(gauges.live_calls))
         yield GaugeMetricFamily(
             _PREFIX + "open_programs", "programs not ended", value=gauges.statistics.open_programs
         )
@@ -103,10 +105,7 @@ class SchedulerMetrics(Collector):
         yield GaugeMetricFamily(
             _PREFIX + "inbox_events", "events waiting for a turn", value=gauges.inbox_length
         )
-        executors = GaugeMetricFamily(_PREFIX + "executors", "attached executors", labels=["model"])
-        for model, attached in gauges.executors.items():
-            executors.add_metric([model], attached)
-        yield executors
+        yield _labelled("executors", "attached executors", "model", gauges.executors.items())
 
     def _counter(self, name: str, meaning: str, labels: list[str]) -> Counter:
         return Counter(_PREFIX + name, meaning, labels, registry=self.registry)
@@ -115,3 +114,10 @@ class SchedulerMetrics(Collector):
         self, name: str, meaning: str, buckets: tuple[float, ...], labels: tuple[str, ...] | list[str] = ()
     ) -> Histogram:
         return Histogram(_PREFIX + name, meaning, labels, buckets=buckets, registry=self.registry)
+
+
+def _labelled(name: str, meaning: str, label: str, values: Iterable[tuple[object, int]]) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(_PREFIX + name, meaning, labels=[label])
+    for key, value in values:
+        gauge.add_metric([str(key)], value)
+    return gauge

@@ -163,6 +163,7 @@ class SchedulerServer:
             self._metrics.look(
                 Gauges(
                     statistics=self._core.statistics(),
+                    live_calls=self._core.live_calls_by_level(),
                     executors=self._executors.count_by_model(),
                     frontends=self.frontends.connected,
                     inbox_length=self._loop.inbox_length,

@@ -208,6 +208,22 @@ class TestCounters:
         assert (look(world, "p").age_s, look(world, "p").response_s) == (12.0, 7.0)
 
 
+def test_live_calls_are_counted_by_level_wherever_they_are() -> None:
+    world = World(first_quantum_s=2.0, levels=3)
+    world.open("p")
+    world.submit("p", max_tokens=9)
+    for _ in range(3):
+        world.turn()
+    world.open("q")
+    world.submit("q", needs_preparation=True)
+    assert world.core.live_calls_by_level() == [1, 1, 0]
+    world.lose()
+    assert world.core.live_calls_by_level() == [1, 1, 0], "none is in a queue now"
+    world.join(executor_spec(epoch=2))
+    world.run()
+    assert world.core.live_calls_by_level() == [0, 0, 0]
+
+
 def test_models_show_what_a_frontend_must_respect() -> None:
     world = World(
         executors=[

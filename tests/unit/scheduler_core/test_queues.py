@@ -52,6 +52,20 @@ def make_program() -> Program:
     )
 
 
+def test_calls_are_counted_by_level() -> None:
+    calls = [
+        make_call(1),
+        make_call(2, level=2),
+        make_call(3, level=2, running=True),
+        make_call(4, running=True),
+    ]
+    queue = queue_of(*calls)
+    assert queue.level_counts(3) == [2, 0, 2]
+    calls[0].level = 1
+    queue.refile(calls[0])
+    assert queue.level_counts(3) == [1, 1, 2]
+
+
 def queue_of(*calls: Call) -> MultilevelQueue:
     queue = MultilevelQueue(POLICY)
     for call in calls:

@@ -62,5 +62,8 @@ class ScriptedCore:
     def statistics(self) -> StatisticsSnapshot:
         return StatisticsSnapshot(policy="scripted", **(EMPTY_STATISTICS | {"live_calls": self.live_calls}))
 
+    def live_calls_by_level(self) -> list[int]:
+        return [self.live_calls, 0]
+
     def engine_status(self, frontend_id: FrontendId) -> EngineSnapshot:
         return EngineSnapshot(running=1, waiting=2, kv_usage=0.5)

@@ -21,6 +21,7 @@ from svc_runtime.settings import load_settings
 from tests.unit.scheduler_shell.conftest import Dial, Start
 from tests.unit.scheduler_shell.fake_executor import FakeExecutor
 from tests.unit.scheduler_shell.fake_frontend import FakeFrontend
+from tests.unit.scheduler_shell.scripted_core import ScriptedCore
 from tests.unit.scheduler_shell.waiting import until
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +104,9 @@ def test_it_imports_nothing_heavy() -> None:
 async def test_it_weighs_little_serves_metrics_and_stops_in_good_order(process: Process) -> None:
     await serving(process)
     assert process.resident_kib() < RSS_MAX_KIB
-    assert "autellix_scheduler_live_calls 0.0" in await asyncio.to_thread(scrape, process.metrics_port)
+    assert 'autellix_scheduler_live_calls{level="0"} 0.0' in await asyncio.to_thread(
+        scrape, process.metrics_port
+    )
     code, log = process.stop()
     assert code == ExitCode.OK
     assert '"event": "scheduler_ready"' in log
@@ -208,6 +211,15 @@ def test_settings_reach_the_core() -> None:
 )
 def test_loopback_is_recognised(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+async def test_live_calls_are_shown_by_level(start: Start) -> None:
+    core = ScriptedCore()
+    core.live_calls = 7
+    server = await start(metrics_port=free_port(), core=core)
+    text = await asyncio.to_thread(scrape, server.metrics_port)
+    assert 'autellix_scheduler_live_calls{level="0"} 7.0' in text
+    assert 'autellix_scheduler_live_calls{level="1"} 0.0' in text
 
 
 async def test_metrics_tell_what_happened(start: Start, dial: Dial) -> None:
