@@ -36,6 +36,10 @@ _STARVATION_LOOK_S = 30.0
 changed."""
 
 
+_STARVATION_SLACK_S = 1e-6
+"""A call this close to starving starves: what is left may be less than the clock can add."""
+
+
 class CallTimer(Enum):
     """What a call is timed for."""
 
@@ -218,7 +222,7 @@ class Lifecycle:
         left_s = starves_in_s(call, beta, now)
         if left_s is None:
             return
-        if left_s > 0:
+        if left_s > _STARVATION_SLACK_S:
             self._watch_starvation(call, now)
             return
         promote(call, now)

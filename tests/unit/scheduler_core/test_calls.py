@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from scheduler_svc.core.effects import AnnounceCall, EmitTokens, FinishCall, FinishReason
-from scheduler_svc.core.events import CallPrepared, CancelReason, FrontendLost, PlanDue
+from scheduler_svc.core.events import CallPrepared, CancelReason, FrontendLost, PlanDue, TimePassed
 from scheduler_svc.core.ids import CallId, FrontendId, StreamHandle, TenantId
+from scheduler_svc.core.lifecycle import CallTimer
 from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE, expected_output
 from tests.unit.scheduler_core.world import World, executor_spec
 
@@ -329,6 +330,26 @@ class TestStarvation:
         assert call.level > 0
         world.pass_time(1.0)
         assert call.level == 0
+
+    @pytest.mark.parametrize("waited_before_s", [0.1, 0.3, 0.7, 1.1, 1.3, 1.7, 1.9, 2.3])
+    def test_a_rest_too_short_for_the_clock_is_not_waited_for(self, waited_before_s: float) -> None:
+        """At the very instant when a timer is due, rounding may leave less than `now` can be raised by."""
+        world = World(executors=[executor_spec(max_num_seqs=1)], first_quantum_s=1.0, starvation_beta=2.3)
+        world.now = 1e6 / 3
+        world.open("old")
+        world.submit("old", prompt=2, max_tokens=2)
+        world.pass_time(waited_before_s)
+        world.run()
+        world.open("flood")
+        world.submit("flood", prompt=2, max_tokens=60)
+        call = world.core.registry.live(world.submit("old", prompt=2, max_tokens=2))
+        assert call is not None
+        assert call.level == 1
+        timers = world.core.lifecycle.call_timers
+        while call.level > 0:
+            world.now = min(due_s for due_s, _, (kind, _) in timers._heap if kind is CallTimer.STARVATION)
+            world.feed(TimePassed())
+        assert world.core.statistics().promotions == 1
 
     def test_it_can_be_switched_off(self) -> None:
         world = World(starvation_beta=None, first_quantum_s=1.0)
