@@ -282,12 +282,12 @@ class SchedulerLink:
             self._changed.notify_all()
 
     async def _disconnected(self, cause: FrontendError) -> None:
+        was_up, self._up = self._up, False  # before anything waits: a call submitted now would never end
         lost = self._calls.clear()
-        if self._up or str(cause) != str(self._cause):
+        if was_up or str(cause) != str(self._cause):
             log.warning("scheduler_disconnected", target=self._target, cause=str(cause), lost_calls=len(lost))
         for call in lost:
             self._listener.on_failed(call, SchedulerLost("the scheduler was lost while the call ran").refusal)
         async with self._changed:
-            self._up = False
             self._cause = cause
             self._changed.notify_all()

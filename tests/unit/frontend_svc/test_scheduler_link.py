@@ -151,6 +151,23 @@ async def test_a_lost_scheduler_fails_live_calls_and_comes_back() -> None:
             await listener.until(lambda: "again" in listener.ended)
 
 
+async def test_no_call_slips_in_between_the_loss_and_its_announcement() -> None:
+    listener = Listener()
+    fake = FakeScheduler(script=endless)
+    async with serving(fake) as port, linked(port, listener) as link:
+        await link.wait_up(5)
+        link.submit(await call_of(link), tag="mine")
+        await listener.until(lambda: listener.tokens.get("mine"))
+        async with link._changed:  # as waiters hold it when they wake up: the link cannot announce its state
+            fake.connections[0].outputs([99], [TOKEN])
+            async with asyncio.timeout(10):
+                while "mine" not in listener.failed:
+                    await asyncio.sleep(0)
+            with pytest.raises(SchedulerLost):
+                link.submit(pb.Submit(), tag="would hang")
+        assert link.live_calls == 0
+
+
 async def test_a_scheduler_that_contradicts_itself_is_left_and_found_again() -> None:
     async def stranger(connection: Connection, call: pb.Submit) -> None:
         connection.outputs([call.handle + 1], [TOKEN])
