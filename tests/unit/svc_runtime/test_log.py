@@ -33,9 +33,9 @@ def test_an_event_is_one_json_line_with_its_keys(capsys):
 
 def test_the_standard_library_goes_the_same_way(capsys):
     configure_logging("executor", format="json")
-    logging.getLogger("vllm.engine").warning("loaded %d layers", 2)
+    logging.getLogger("library.engine").warning("loaded %d layers", 2)
     [line] = logged(capsys)
-    assert (line["event"], line["logger"], line["service"]) == ("loaded 2 layers", "vllm.engine", "executor")
+    assert (line["event"], line["logger"], line["service"]) == ("loaded 2 layers", "library.engine", "executor")
 
 
 def test_the_level_holds_for_both(capsys):
