@@ -1,6 +1,6 @@
 """Fills an executor's next step. The plain object-loop planner, written to be read.
 
-One plan in five moves:
+One plan in six moves:
 
 1. Candidates: walk the queue in order and take as many calls as there are seats. A call whose last token is
 in flight
@@ -16,7 +16,8 @@ and looks
 come after
    the candidate, and only if that is enough; otherwise a running candidate sits this step out with its KV in
    place, and a waiting one ends admission (strict stop: nobody overtakes it).
-5. The rows become a plan: the handles in full, and sparsely what the executor does not know yet.
+5. Once admission has ended, tokens that are left go to the running calls behind the candidates.
+6. The rows become a plan: the handles in full, and sparsely what the executor does not know yet.
 
 Why it never gets stuck: the first running call in order can take every block from the others, and alone each
 call fits, because it was checked at the door. A victim always comes after its taker, so no row of this plan
@@ -88,7 +89,21 @@ class Planner:
                 self._continue(draft, call, now)
             elif call in draft.preempted or not self._admit(draft, call, now):
                 draft.admitting = False
+        if not draft.admitting:
+            self._fill_up(draft, candidates, now)
         return draft
+
+    def _fill_up(self, draft: Draft, candidates: list[Call], now: float) -> None:
+        """Gives tokens that are left to running calls behind the candidates: who waits for room has not
+        taken their seats, so they need not stand still."""
+        offered = set(candidates)
+        for call in list(draft.executor.queue.running()):
+            if call in offered or call.awaits_last_token or call.state is not CallState.RUNNING:
+                continue
+            if draft.prefill_tokens_left == 0:
+                return
+            draft.prefill_tokens_left -= call.is_decoding
+            self._continue(draft, call, now)
 
     def _continue(self, draft: Draft, call: Call, now: float) -> None:
         """Gives a running call its row, or leaves it in place for a step."""

@@ -299,6 +299,27 @@ class TestRelease:
         assert world.executors[next(iter(world.executors))].calls == {}
 
 
+def test_running_calls_go_on_behind_a_waiting_one_that_does_not_fit() -> None:
+    """Nobody has taken their seats: standing still would help no one."""
+    spec = executor_spec(max_num_batched_tokens=64, max_model_len=256, max_plans_in_flight=1)
+    world = World(executors=[spec], first_quantum_s=8.0, levels=2)
+    world.open("low")
+    low = [world.submit("low", max_tokens=100) for _ in range(2)]
+    for _ in range(9):
+        world.turn()
+    world.open("big")
+    big = world.submit("big", prompt=200, max_tokens=20)
+    for _ in range(5):
+        world.turn()
+    world.open("new")
+    waiting = [world.submit("new", prompt=64, max_tokens=2) for _ in range(3)]
+    world.plan()
+    assert [state_of(world, call) for call in waiting] == [CallState.QUEUED] * 3
+    assert world.batch() == [big, *low]
+    world.run()
+    assert_right_outputs(world)
+
+
 class TestPreparation:
     def test_a_call_in_preparation_is_announced_and_not_planned(self) -> None:
         world = small_world()
