@@ -24,6 +24,7 @@ class Listener:
         self.steps = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.lost = asyncio.Event()
         self._changed = asyncio.Condition()
 
     async def on_step(self, step: StepDelta) -> None:
@@ -38,6 +39,7 @@ class Listener:
 
     def on_failed(self, call: LiveCall, refusal: pb.Refusal) -> None:
         self.failed[call.tag] = refusal
+        self.lost.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(10), self._changed:
@@ -161,8 +163,7 @@ async def test_no_call_slips_in_between_the_loss_and_its_announcement() -> None:
         async with link._changed:  # as waiters hold it when they wake up: the link cannot announce its state
             fake.connections[0].outputs([99], [TOKEN])
             async with asyncio.timeout(10):
-                while "mine" not in listener.failed:
-                    await asyncio.sleep(0)
+                await listener.lost.wait()
             with pytest.raises(SchedulerLost):
                 link.submit(pb.Submit(), tag="would hang")
         assert link.live_calls == 0
