@@ -7,9 +7,9 @@ burst of arrivals is therefore planned as one batch, and the core never sees two
 What must be decided in one piece (find a program, else open it) is a `request`: a function that runs inside
 a turn, may read the core and apply events, and whose caller awaits the outcome.
 
-Failures. A `CoreError` belongs to whoever sent the event or made the request: it goes back there, and
-nothing else is harmed. Everything else is a bug of ours: it leaves `run`, and the process ends, because a
-scheduler whose invariants are broken must not go on.
+Failures. A `CoreError` of a request belongs to whoever made it: it goes back there, and nothing else is
+harmed. Everything else, a posted event that the core does not take included, is a bug of ours: it leaves
+`run`, and the process ends, because a scheduler whose invariants are broken must not go on.
 """
 
 import asyncio
@@ -25,7 +25,6 @@ from scheduler_svc.shell.clock import Clock
 
 T = TypeVar("T")
 CarryOut = Callable[[Sequence[Effect]], None]
-OnError = Callable[[CoreError], None]
 
 
 class HandlesEvents(Protocol):
@@ -72,7 +71,6 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class _Posted:
     event: Event
-    on_error: OnError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +110,9 @@ class CoreLoop:
         """Events and requests that wait for the next turn."""
         return len(self._inbox)
 
-    def post(self, event: Event, on_error: OnError | None = None) -> None:
-        """Enqueues an event for the next turn.
-
-        Args:
-            on_error: called inside the turn when the core does not take the event. Without it the event is
-                one of our own making, and an error is our bug.
-        """
-        self._inbox.append(_Posted(event, on_error))
+    def post(self, event: Event) -> None:
+        """Enqueues an event that the core is sure to take, for the next turn."""
+        self._inbox.append(_Posted(event))
         self._arrived.set()
 
     def enqueue(self, decide: Callable[[Turn], T]) -> "asyncio.Future[T]":
@@ -168,13 +161,8 @@ class CoreLoop:
 def _take(item: _Posted | _Request, turn: Turn) -> None:
     if isinstance(item, _Request):
         _answer(item, turn)
-        return
-    try:
+    else:
         turn.apply(item.event)
-    except CoreError as error:
-        if item.on_error is None:
-            raise
-        item.on_error(error)
 
 
 def _answer(request: _Request, turn: Turn) -> None:

@@ -14,12 +14,12 @@ import structlog
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1 import executor_pb2_grpc as pb_grpc
 from scheduler_svc.core.errors import CoreError, ProtocolBroken, Refusal, Refused
-from scheduler_svc.core.events import ExecutorDrainRequested, ExecutorJoined, ExecutorLost
+from scheduler_svc.core.events import Event, ExecutorDrainRequested, ExecutorJoined, ExecutorLost
 from scheduler_svc.shell import executor_wire
 from scheduler_svc.shell.core_loop import CoreLoop, Turn
 from scheduler_svc.shell.executor_registry import ExecutorRegistry
 from scheduler_svc.shell.executor_session import ExecutorSession
-from scheduler_svc.shell.streams import StreamEnd, abort_with, first_message, run_stream
+from scheduler_svc.shell.streams import abort_with, first_message, run_stream
 
 log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[pb.AttachRequest, pb.AttachResponse]
@@ -133,25 +133,32 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
 
     def _receive(self, request: pb.AttachRequest, session: ExecutorSession) -> None:
         executor_id = session.spec.executor_id
-        on_error = _ending(session.end)
         match request.WhichOneof("message"):
             case "result":
                 completed = executor_wire.step_completed(executor_id, request.result)
                 self._on_step(session.spec.model, completed.step_s)
-                self._loop.post(completed, on_error)
+                self._pass_on(completed, session)
             case "prepared":
-                self._loop.post(executor_wire.call_prepared(executor_id, request.prepared), on_error)
+                self._pass_on(executor_wire.call_prepared(executor_id, request.prepared), session)
             case "drain":
                 log.info("executor_drain_requested", executor_id=executor_id, reason=request.drain.reason)
                 session.asked_to_drain = True
-                self._loop.post(ExecutorDrainRequested(executor_id=executor_id), on_error)
+                self._pass_on(ExecutorDrainRequested(executor_id=executor_id), session)
             case other:
                 raise ProtocolBroken(f"unexpected message {other!r} from executor {executor_id}")
 
+    def _pass_on(self, event: Event, session: ExecutorSession) -> None:
+        self._loop.enqueue(lambda turn: self._apply(event, session, turn))
 
-def _ending(end: StreamEnd) -> Callable[[CoreError], None]:
-    """A stream ends when the core does not take what its peer sent."""
-    return lambda error: end.protocol_broken(error)
+    def _apply(self, event: Event, session: ExecutorSession, turn: Turn) -> None:
+        """The core knows executors by id alone: what an older stream said must not meet the newer one's
+        plans. A stream ends when the core does not take what its peer sent."""
+        if self._registry.get(session.spec.executor_id) not in (session, None):
+            return
+        try:
+            turn.apply(event)
+        except CoreError as error:
+            session.end.protocol_broken(error)
 
 
 def _refusal_keys(refused: Refused) -> dict[str, Any]:

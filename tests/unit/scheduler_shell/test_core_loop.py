@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from scheduler_svc.core.effects import Effect, RefuseCall
-from scheduler_svc.core.errors import CoreError, ProtocolBroken, Refusal, Refused
+from scheduler_svc.core.errors import ProtocolBroken, Refusal, Refused
 from scheduler_svc.core.events import Event, ExecutorLost, FrontendLost, PlanDue, TimePassed
 from scheduler_svc.core.ids import FrontendId
 from scheduler_svc.shell.core_loop import CoreLoop, Turn, TurnTimings
@@ -120,13 +120,12 @@ async def test_a_peer_s_mistake_goes_back_to_the_peer_and_the_turn_goes_on() -> 
         return []
 
     bench = Bench(ScriptedCore(respond))
-    heard: list[CoreError] = []
-    bench.loop.post(ExecutorLost(executor_id="e", epoch=1), heard.append)
+    refused = bench.loop.enqueue(lambda turn: turn.apply(ExecutorLost(executor_id="e", epoch=1)))
     bench.loop.post(lost("a"))
     async with bench.running() as running:
         await until(lambda: bench.turns)
         assert not running.done()
-    assert [str(error) for error in heard] == ["nonsense"]
+    assert str(refused.exception()) == "nonsense"
     assert bench.core.seen(FrontendLost) == [lost("a")]
 
 

@@ -6,7 +6,17 @@ import pytest
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1 import executor_pb2_grpc as pb_grpc
 from protos.autellix.scheduler.v1 import scheduler_pb2 as scheduler_pb
-from scheduler_svc.core.events import ExecutorJoined, ExecutorLost, StepCompleted
+from scheduler_svc.core.effects import Effect
+from scheduler_svc.core.events import (
+    CallPrepared,
+    Event,
+    ExecutorDrainRequested,
+    ExecutorJoined,
+    ExecutorLost,
+    StepCompleted,
+)
+from scheduler_svc.shell.executor_service import ExecutorServicer
+from scheduler_svc.shell.executor_session import ExecutorSession
 from svc_runtime.columns import pack_i32
 from svc_runtime.rpc_errors import parse_error
 from tests.unit.scheduler_shell.conftest import Dial, Start
@@ -106,6 +116,42 @@ async def test_a_newer_epoch_supersedes_the_attached_executor(start: Start, dial
     assert [event.epoch for event in core.seen(ExecutorLost)] == [2], (
         "the old epoch was lost by the newer's joining"
     )
+
+
+async def test_what_an_older_stream_says_never_reaches_the_newer_one(
+    start: Start, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result may be waiting for the very turn in which its executor registers anew."""
+    receive = ExecutorServicer._receive
+    sessions: list[tuple[ExecutorServicer, ExecutorSession]] = []
+
+    def note(servicer: ExecutorServicer, request: pb.AttachRequest, session: ExecutorSession) -> None:
+        sessions.append((servicer, session))
+        receive(servicer, request, session)
+
+    def respond(event: Event) -> list[Effect]:
+        if isinstance(event, ExecutorJoined) and event.executor.epoch == 2:
+            servicer, older = sessions[0]
+            for message in late:
+                receive(servicer, message, older)
+        return []
+
+    late = [
+        pb.AttachRequest(result=pb.StepResult(step=2)),
+        pb.AttachRequest(prepared=pb.CallPrepared(handle=1)),
+        pb.AttachRequest(drain=pb.DrainRequested()),
+    ]
+    monkeypatch.setattr(ExecutorServicer, "_receive", note)
+    core = ScriptedCore(respond)
+    server = await start(core=core)
+    async with FakeExecutor(dial(server), epoch=1) as old:
+        await old.send(pb.AttachRequest(result=pb.StepResult(step=1)))
+        await until(lambda: core.seen(StepCompleted))
+        async with FakeExecutor(dial(server), epoch=2) as new:
+            await new.send(pb.AttachRequest(result=pb.StepResult(step=3)))
+            await until(lambda: len(core.seen(StepCompleted)) > 1)
+    assert [event.step for event in core.seen(StepCompleted)] == [1, 3]
+    assert core.seen(CallPrepared) == core.seen(ExecutorDrainRequested) == []
 
 
 @pytest.mark.parametrize("epoch", [4, 5])
