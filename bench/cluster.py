@@ -158,6 +158,11 @@ class Cluster:
         return f"127.0.0.1:{self.scheduler_port}"
 
     @property
+    def ports(self) -> list[int]:
+        """All ports of all services."""
+        return [self.scheduler_port, self.http_port, self.grpc_port, *self._executor_health]
+
+    @property
     def base_url(self) -> str:
         """Base URL of the OpenAI API."""
         return f"http://127.0.0.1:{self.http_port}/v1"

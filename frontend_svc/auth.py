@@ -8,9 +8,11 @@ that the server then listens on loopback only.
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Mapping
 
 DEFAULT_TENANT = "default"
+_COMMENT = re.compile(r"(^|\s)#.*")
 
 
 class ApiKeys:
@@ -68,14 +70,15 @@ class ApiKeys:
 
 
 def parse_api_keys(text: str) -> ApiKeys:
-    """Read `tenant:key` entries separated by commas or lines; blank lines and `#` comments are skipped.
+    """Read `tenant:key` entries separated by commas or lines; blank lines and comments are skipped. A `#`
+    begins a comment at the beginning of a line or after a space; elsewhere it belongs to the key.
 
     Raises:
         ValueError: an entry that is not `tenant:key`; the key itself is never in the message.
     """
     pairs: list[tuple[str, str]] = []
     for line in text.splitlines():
-        for entry in line.partition("#")[0].split(","):
+        for entry in _COMMENT.sub("", line).split(","):
             if entry.strip():
                 tenant, colon, key = entry.strip().partition(":")
                 if not colon:

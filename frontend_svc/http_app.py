@@ -31,6 +31,7 @@ from frontend_svc.http_door import Authentication, BodyLimit, ProgramDoor, Serve
 from frontend_svc.http_errors import refused_handler
 from frontend_svc.llm import ProgramLLM
 from frontend_svc.request_scope import OpensPrograms
+from frontend_svc.typed_errors import TypedErrors
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 
 TASKS = ("generate",)
@@ -83,8 +84,9 @@ def behind_doors(
     calls: CallRegistry,
     served: Served,
 ) -> ASGIApp:
-    """The application as the world sees it: key first, then size, then program."""
-    door = ProgramDoor(app, programs=programs, unavailable=unavailable, calls=calls, served=served)
+    """The application as the world sees it: key first, then size, then program; errors with a reason."""
+    typed = TypedErrors(app)
+    door = ProgramDoor(typed, programs=programs, unavailable=unavailable, calls=calls, served=served)
     return Authentication(BodyLimit(door, max_bytes=max_body_bytes), keys=keys)
 
 

@@ -34,13 +34,8 @@ def http_status(reason: str) -> HTTPStatus:
     return HTTP_OF_REASON.get(reason, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def error_response(refusal: pb.Refusal, path: str) -> JSONResponse:
-    """The response for a refused request.
-
-    Args:
-        path: of the request; Anthropic routes have their own shape.
-    """
-    status = http_status(refusal.reason)
+def error_body(refusal: pb.Refusal, path: str, status: HTTPStatus) -> dict[str, object]:
+    """The JSON object for a refused request; arguments as for `error_response`."""
     error = {
         "message": refusal.message,
         "type": status.phrase.replace(" ", ""),
@@ -55,12 +50,23 @@ def error_response(refusal: pb.Refusal, path: str) -> JSONResponse:
     if path.startswith(ANTHROPIC_PREFIX):
         error["type"] = _ANTHROPIC_TYPES.get(status, "api_error")
         body["type"] = "error"
+    return body
+
+
+def error_response(refusal: pb.Refusal, path: str, status: HTTPStatus | None = None) -> JSONResponse:
+    """The response for a refused request.
+
+    Args:
+        path: of the request; Anthropic routes have their own shape.
+        status: None: that of the reason.
+    """
+    status = status or http_status(refusal.reason)
     headers = {}
     if refusal.HasField("retry_after_s"):
         headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, status, headers)
+    return JSONResponse(error_body(refusal, path, status), status, headers)
 
 
 async def refused_handler(request: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import struct
 from collections.abc import AsyncIterator
@@ -197,39 +198,83 @@ async def test_a_foreign_program_does_not_exist(frontend: FrontendProcess) -> No
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+LONG = "word " * 3000
+LOOP = {"max_pattern_size": 4, "min_count": 3}
+DANGLING = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
 BAD = [
-    ("unknown model", HELLO | {"model": "other"}, 404),
-    ("prompt too long", HELLO | {"messages": [{"role": "user", "content": "word " * 3000}]}, 400),
-    ("negative max_tokens", HELLO | {"max_tokens": -1}, 400),
-    ("temperature is text", HELLO | {"temperature": "hot"}, 400),
-    ("no messages", {"model": "tiny"}, 400),
-    ("bad schema", HELLO | {"structured_outputs": {"json": {"type": "nosuch"}}}, 400),
-    ("image", HELLO | {"messages": [{"role": "user", "content": [IMAGE]}]}, 400),
-    ("repetition detection", HELLO | {"repetition_detection": {"max_pattern_size": 4, "min_count": 3}}, 400),
-    ("kv transfer", HELLO | {"kv_transfer_params": {"do_remote_prefill": True}}, 400),
-    ("program id is a number", HELLO | {"program_id": 1}, 400),
+    ("unknown model", HELLO | {"model": "other"}, 404, "MODEL_UNKNOWN"),
+    ("prompt too long", HELLO | {"messages": [{"role": "user", "content": LONG}]}, 400, "PROMPT_TOO_LONG"),
+    ("negative max_tokens", HELLO | {"max_tokens": -1}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("max_tokens beyond all", HELLO | {"max_tokens": 10**30}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("n too large", HELLO | {"n": 1_000_000}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("no samples", HELLO | {"n": 0}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("negative temperature", HELLO | {"temperature": -1}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("temperature is text", HELLO | {"temperature": "hot"}, 400, "PARAMETER_INVALID"),
+    ("no messages", {"model": "tiny"}, 400, "PARAMETER_INVALID"),
+    ("empty messages", HELLO | {"messages": []}, 400, "PROMPT_EMPTY"),
+    ("no object", ["model", "tiny"], 400, "PARAMETER_INVALID"),
+    ("bad schema", HELLO | {"structured_outputs": {"json": {"type": "nosuch"}}}, 400, "PARAMETER_INVALID"),
+    ("dangling schema", HELLO | {"structured_outputs": {"json": DANGLING}}, 400, "PARAMETER_INVALID"),
+    ("foreign token", HELLO | {"logit_bias": {"99999999": 1}}, 400, "INVALID_TOKEN_ID"),
+    ("image", HELLO | {"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "PARAMETER_INVALID"),
+    ("repetition detection", HELLO | {"repetition_detection": LOOP}, 400, "PARAMETER_INVALID"),
+    ("kv transfer", HELLO | {"kv_transfer_params": {"do_remote_prefill": True}}, 400, "PARAMETER_INVALID"),
+    ("program id is a number", HELLO | {"program_id": 1}, 400, "PARAMETER_OUT_OF_RANGE"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "status"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("body", "status", "reason"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 async def test_bad_input_is_a_typed_error_and_leaves_no_program(
-    frontend: FrontendProcess, body: dict[str, object], status: int
+    frontend: FrontendProcess, body: dict[str, object], status: int, reason: str, stream: bool
 ) -> None:
     programs = len(frontend.fake.programs)
-    response = await frontend.post(CHAT, body)
-    assert response.status_code == status
-    assert response.json()["error"]["message"]
-    assert str(Path.home()) not in response.text
+    response = await frontend.post(CHAT, body | {"stream": stream} if isinstance(body, dict) else body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["reason"]) == (status, status, reason)
+    assert error["message"]
+    assert not LEAKS.search(response.text)
     assert frontend.fake.submits == []
     assert len(frontend.fake.programs) - programs <= ("repetition" in str(body)) + (
         "kv_transfer" in str(body)
     )
 
 
+LEAKS = re.compile(r"Traceback|\.py\b|site-packages|0x[0-9a-f]{6}|" + re.escape(str(Path.home())))
+ELSEWHERE = [
+    ("GET", "/nowhere", None, 404, "ROUTE_UNKNOWN"),
+    ("GET", CHAT, None, 405, "ROUTE_UNKNOWN"),
+    ("POST", "/v1/messages", HELLO | {"model": "other"}, 404, "MODEL_UNKNOWN"),
+    ("POST", "/v1/messages", HELLO | {"max_tokens": -1}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("POST", "/v1/messages/count_tokens", {"model": "tiny"}, 400, "PARAMETER_INVALID"),
+    ("POST", "/v1/completions", {"model": "tiny", "prompt": [99_999_999]}, 400, "INVALID_TOKEN_ID"),
+    ("POST", "/v1/completions", {"model": "tiny", "prompt": ""}, 400, "PROMPT_EMPTY"),
+    ("POST", "/v1/completions", {"model": "tiny", "prompt": [5] * 600}, 400, "PROMPT_TOO_LONG"),
+    ("POST", "/v1/responses", {"model": "tiny", "input": LONG}, 400, "PROMPT_TOO_LONG"),
+    ("POST", "/v1/responses", {"input": "a", "max_output_tokens": -1}, 400, "PARAMETER_OUT_OF_RANGE"),
+    ("POST", "/tokenize", {"model": "other", "prompt": "a"}, 404, "MODEL_UNKNOWN"),
+    ("POST", "/detokenize", {"model": "tiny", "tokens": "a"}, 400, "PARAMETER_INVALID"),
+    ("POST", "/v1/programs", {"session": 1}, 400, "PARAMETER_INVALID"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "reason"), ELSEWHERE)
+async def test_errors_of_all_routes_have_a_reason(
+    frontend: FrontendProcess, method: str, path: str, body: object, status: int, reason: str
+) -> None:
+    response = await frontend.client.request(method, path, json=body)
+    answer = response.json()
+    assert (response.status_code, answer["error"]["reason"]) == (status, reason)
+    assert (answer.get("type") == "error") is path.startswith("/v1/messages"), (
+        "Anthropic's shape, or OpenAI's"
+    )
+    assert not LEAKS.search(response.text)
+
+
 async def test_a_megabyte_of_garbage_is_refused_and_nine_are_not_read(frontend: FrontendProcess) -> None:
     json_type = {"Content-Type": "application/json"}
     garbage = await frontend.client.post(CHAT, content=b"\x00\xff" * 500_000, headers=json_type)
-    assert garbage.status_code == 400
+    assert (garbage.status_code, garbage.json()["error"]["reason"]) == (400, "PARAMETER_INVALID")
     too_much = await frontend.client.post(CHAT, content=b"x" * 9_000_000, headers=json_type)
     assert (too_much.status_code, too_much.json()["error"]["reason"]) == (413, "MESSAGE_TOO_LARGE")
 
@@ -298,7 +343,7 @@ async def test_while_the_scheduler_is_away_clients_get_503_and_live_calls_end(
             await anext(lines)
             await scheduler.stop(0)
             rest = [line async for line in lines if line.startswith("data: {")]
-        assert "SCHEDULER_UNAVAILABLE" in json.loads(rest[-1][6:])["error"]["message"]
+        assert json.loads(rest[-1][6:])["error"]["reason"] == "SCHEDULER_UNAVAILABLE"
         await frontend.until_health(503)
         refused = await frontend.post(CHAT, HELLO)
         assert (refused.status_code, refused.json()["error"]["reason"]) == (503, "SCHEDULER_UNAVAILABLE")

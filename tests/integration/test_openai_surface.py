@@ -7,6 +7,7 @@ counts, grammars obeyed, the same answer streamed and whole, and that the proces
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -354,41 +355,61 @@ async def test_a_call_over_http_can_be_cancelled_over_grpc(cluster: Cluster, cli
 @pytest.mark.parametrize(
     ("changed", "status", "reason"),
     [
-        ({"model": "gpt-9"}, 404, None),
-        ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, None),
-        ({"max_tokens": -1}, 400, None),
-        ({"temperature": -1}, 400, None),
+        ({"model": "gpt-9"}, 404, "MODEL_UNKNOWN"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "PROMPT_TOO_LONG"),
+        ({"max_tokens": -1}, 400, "PARAMETER_OUT_OF_RANGE"),
+        ({"temperature": -1}, 400, "PARAMETER_OUT_OF_RANGE"),
+        ({"n": 1_000_000}, 400, "PARAMETER_OUT_OF_RANGE"),
+        ({"extra_body": {"logprobs": "many"}}, 400, "PARAMETER_INVALID"),
         ({"extra_body": {"program_id": "018f0000-0000-7000-8000-000000000000"}}, 404, "PROGRAM_UNKNOWN"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_bad_request_is_an_error_with_a_status(
-    client: AsyncOpenAI, changed: dict[str, Any], status: int, reason: str | None, stream: bool
+    client: AsyncOpenAI, changed: dict[str, Any], status: int, reason: str, stream: bool
 ) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await client.chat.completions.create(**GREEDY | changed, stream=stream)
     assert caught.value.status_code == status
     assert "Traceback" not in str(caught.value)
-    if reason is not None:
-        assert caught.value.response.json()["error"]["reason"] == reason
+    assert caught.value.response.json()["error"]["reason"] == reason
 
 
 async def test_a_bad_schema_is_refused_whole_and_streamed(client: AsyncOpenAI) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}
-    with pytest.raises(openai.BadRequestError):
-        await client.chat.completions.create(**GREEDY, response_format=schema)
-    with pytest.raises(openai.APIError) as caught:  # vLLM finds it when the stream has begun
-        async for _ in await client.chat.completions.create(**GREEDY, response_format=schema, stream=True):
-            pass
-    assert caught.value.body["code"] == 400
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(**GREEDY, response_format=schema, stream=stream)
+        assert caught.value.body["reason"] == "PARAMETER_INVALID"
 
 
 async def test_an_ended_or_foreign_program_is_refused(cluster: Cluster, client: AsyncOpenAI) -> None:
     program_id = await started(client)
     async with AsyncOpenAI(base_url=cluster.base_url, api_key="key-of-rival", max_retries=0) as rival:
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError) as foreign:
             await rival.chat.completions.create(**GREEDY, extra_headers=named(program_id))
     await client.delete(f"/programs/{program_id}", cast_to=httpx.Response)
     with pytest.raises(openai.ConflictError) as caught:
         await client.chat.completions.create(**GREEDY, extra_headers=named(program_id))
-    assert caught.value.response.json()["error"]["reason"] == "PROGRAM_ENDED"
+    assert foreign.value.body["reason"] == "PROGRAM_UNKNOWN"
+    assert caught.value.body["reason"] == "PROGRAM_ENDED"
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00\xff" * 500_000, bytes(range(256)) * 4096], ids=["flat", "all bytes"]
+)
+async def test_a_megabyte_of_garbage_on_any_port_harms_nobody(
+    cluster: Cluster, client: AsyncOpenAI, garbage: bytes
+) -> None:
+    """As raw bytes, and after the preface of HTTP/2; every service goes on."""
+    for port in cluster.ports:
+        for preface in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(preface + garbage)
+            with suppress(ConnectionError):  # either may hang up in the middle
+                await asyncio.wait_for(writer.drain(), TIMEOUT_S)
+                await asyncio.wait_for(reader.read(), TIMEOUT_S)
+            writer.close()
+    cluster.wait_ready()
+    answer = await client.chat.completions.create(**GREEDY)
+    assert answer.usage.completion_tokens > 0
