@@ -31,6 +31,13 @@ def test_everything_else_is_nobody(headers: dict[str, str]) -> None:
     assert parse_api_keys("ann:k1").tenant_of_headers(headers) is None
 
 
+def test_a_key_with_a_hash_sign_is_not_cut_short() -> None:
+    keys = parse_api_keys("ann:sk#long-secret # Ann's\n  # bob:k2\n")
+    assert keys.tenant_of("sk#long-secret") == "ann"
+    assert keys.tenant_of("sk") is None
+    assert len(keys) == 1
+
+
 def test_without_keys_everybody_is_the_default_tenant() -> None:
     assert ApiKeys().tenant_of_headers({}) == DEFAULT_TENANT
     assert ApiKeys().tenant_of_authorization("Bearer whatever") == DEFAULT_TENANT
