@@ -86,17 +86,17 @@ class ProgramDesk:
         tenant, program_id = TenantId(request.tenant), ProgramId(request.program_id)
         found = self._core.find_program(tenant, request.session_key) if request.session_key else None
         found = found or _still_open(self._core.program(tenant, program_id))
-        if found is not None:
-            return pb.OpenProgramResponse(program=program_record(found), created=False)
         turn.apply(
             ProgramOpened(
                 tenant=tenant,
-                program_id=program_id,
+                program_id=found.program_id if found else program_id,
                 session_key=request.session_key,
                 class_name=request.class_name,
                 single_call=request.single_call,
             )
-        )
+        )  # one that is found stays as it is; its idle time begins anew, for a call is about to come
+        if found is not None:
+            return pb.OpenProgramResponse(program=program_record(found), created=False)
         return pb.OpenProgramResponse(program=self._record(tenant, program_id), created=True)
 
     async def end(self, request: pb.EndProgramRequest) -> pb.EndProgramResponse:

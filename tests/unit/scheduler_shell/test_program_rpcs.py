@@ -140,6 +140,20 @@ async def test_an_idle_program_times_out(start: Start, dial: Dial) -> None:
     assert record.program.state == pb.PROGRAM_STATE_TIMED_OUT
 
 
+async def test_a_session_that_is_opened_again_does_not_time_out_before_its_call(
+    start: Start, dial: Dial
+) -> None:
+    clock = ManualClock()
+    stub = pb_grpc.SchedulerServiceStub(dial(await start(clock=clock, program_idle_s=60)))
+    await stub.OpenProgram(opening("p1", session_key="chat"))
+    clock.advance(59.5)
+    await stub.OpenProgram(opening("p2", session_key="chat"))
+    clock.advance(1.0)
+    again = await stub.OpenProgram(opening("p3", session_key="chat"))
+    assert again.program.program_id == "p1"
+    assert not again.created
+
+
 async def test_watching_shows_programs_only_when_they_changed(start: Start, dial: Dial) -> None:
     clock = ManualClock()
     stub = pb_grpc.SchedulerServiceStub(dial(await start(clock=clock)))
