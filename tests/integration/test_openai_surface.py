@@ -7,7 +7,6 @@ counts, grammars obeyed, the same answer streamed and whole, and that the proces
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -393,23 +392,3 @@ async def test_an_ended_or_foreign_program_is_refused(cluster: Cluster, client: 
         await client.chat.completions.create(**GREEDY, extra_headers=named(program_id))
     assert foreign.value.body["reason"] == "PROGRAM_UNKNOWN"
     assert caught.value.body["reason"] == "PROGRAM_ENDED"
-
-
-@pytest.mark.parametrize(
-    "garbage", [b"\x00\xff" * 500_000, bytes(range(256)) * 4096], ids=["flat", "all bytes"]
-)
-async def test_a_megabyte_of_garbage_on_any_port_harms_nobody(
-    cluster: Cluster, client: AsyncOpenAI, garbage: bytes
-) -> None:
-    """As raw bytes, and after the preface of HTTP/2; every service goes on."""
-    for port in cluster.ports:
-        for preface in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(preface + garbage)
-            with suppress(ConnectionError):  # either may hang up in the middle
-                await asyncio.wait_for(writer.drain(), TIMEOUT_S)
-                await asyncio.wait_for(reader.read(), TIMEOUT_S)
-            writer.close()
-    cluster.wait_ready()
-    answer = await client.chat.completions.create(**GREEDY)
-    assert answer.usage.completion_tokens > 0
