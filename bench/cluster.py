@@ -5,6 +5,7 @@ otherwise) a frontend, waits for each to be ready by its gRPC health service, an
 Logs go to files under `directory`; when a service dies early the end of its log is part of the error.
 """
 
+import itertools
 import os
 import secrets
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +29,24 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One computing thread an executor: several on one machine otherwise spin against each other."""
 
 
+PORTS = range(12_000, 32_000)
+"""Below the numbers that the system gives to outgoing connections, and apart from our default ports."""
+_PORTS_A_PROCESS = 40
+_first_port = os.getpid() * _PORTS_A_PROCESS % len(PORTS)
+_candidates = itertools.cycle((*PORTS[_first_port:], *PORTS[:_first_port]))
+
+
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free and that nobody will take: not given before, not by the system, and not by
+    processes that start at the same time, whose numbers begin elsewhere.
+
+    Raises: RuntimeError when all are taken.
+    """
+    for port in itertools.islice(_candidates, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port of {PORTS} is free")
 
 
 def wait_until(what: str, condition: Callable[[], bool], *, limit_s: float = READY_S_MAX) -> None:
