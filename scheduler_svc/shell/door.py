@@ -7,6 +7,7 @@ its tables know: programs, models, lengths against KV, the total of live calls.
 """
 
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,8 +97,8 @@ class Door:
             thread_id=ThreadId(submit.thread_id),
             parent_call_ids=tuple(CallId(parent) for parent in submit.parent_call_ids),
             model=submit.model,
-            prompt_token_ids=prompt,
-            output_token_ids=output,
+            prompt_token_ids=array("i", prompt),  # int32: many calls wait for long
+            output_token_ids=array("i", output),
             max_tokens=submit.max_tokens,
             min_tokens=submit.min_tokens,
             stop_token_ids=frozenset(stop),

@@ -1,6 +1,8 @@
 """What is refused at the door, rule by rule, with field, limit and value."""
 
 import math
+import tracemalloc
+from array import array
 
 import pytest
 
@@ -89,12 +91,28 @@ def test_a_sound_call_reaches_the_core_as_it_was_sent() -> None:
     )  # fmt: skip
     expected = CallSpec(
         call_id="call-5", frontend_id="frontend#1", stream_handle=5, tenant="tenant", program_id="program",
-        thread_id="t", parent_call_ids=("a",), model="test-model", prompt_token_ids=[1, 2, 99],
-        output_token_ids=[7], max_tokens=8, min_tokens=3, stop_token_ids=frozenset({8, 9}), eos_token_id=0,
+        thread_id="t", parent_call_ids=("a",), model="test-model", prompt_token_ids=array("i", [1, 2, 99]),
+        output_token_ids=array("i", [7]), max_tokens=8, min_tokens=3, stop_token_ids=frozenset({8, 9}),
+        eos_token_id=0,
         params=b"params", params_format=PARAMS_FORMAT, needs_preparation=True, skip_reading_prefix_cache=True,
         cache_salt="s", deadline_s=1.5,
     )  # fmt: skip
     assert call == expected
+
+
+def test_a_call_that_waits_costs_no_more_than_its_columns() -> None:
+    prompt_tokens = 50_000
+    message = submit(1, [])
+    message.prompt_token_ids = pack_i32(range(1000, 1000 + prompt_tokens))
+    door = Door(LIMITS, lambda model: None)
+    tracemalloc.start()
+    try:
+        call = door.admit(message, FrontendId("frontend#1"), 0)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(call.prompt_token_ids) == prompt_tokens
+    assert kept_bytes < 5 * prompt_tokens
 
 
 def test_an_absent_end_of_sequence_and_deadline_stay_absent() -> None:
