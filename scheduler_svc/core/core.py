@@ -162,9 +162,12 @@ class Core:
     def _executor_joined(self, event: ev.ExecutorJoined) -> None:
         spec = event.executor
         self.fleet.check_joining(spec)
+        is_replaced = self.fleet.replaces_model(spec)
         former = self.fleet.get(spec.executor_id)
         if former is not None:
             self._lose(former)
+        if is_replaced:
+            self._fail_unplaced(spec.model)
         self.fleet.attach(spec)
         self._dispatch_unplaced(spec.model)
         for executor in self.fleet.of_model(spec.model):
@@ -172,8 +175,14 @@ class Core:
                 self._hand_over(executor)
 
     def _dispatch_unplaced(self, model: str) -> None:
-        for call in [call for call in self.fleet.unplaced.values() if call.spec.model == model]:
+        for call in self.fleet.unplaced_of(model):
             self.lifecycle.dispatch(call, self._now)
+
+    def _fail_unplaced(self, model: str) -> None:
+        """Ends calls whose tokens mean nothing to the model that now bears the name."""
+        message = f"Model {model!r} was replaced by another one of that name while the call waited."
+        for call in self.fleet.unplaced_of(model):
+            self.lifecycle.fail(call, self._now, executor_failed(message))
 
     def _executor_drain_requested(self, event: ev.ExecutorDrainRequested) -> None:
         executor = self.fleet.get(event.executor_id)

@@ -41,6 +41,10 @@ class Fleet:
         """Attached executors of a model."""
         return [executor for executor in self if executor.spec.model == model]
 
+    def unplaced_of(self, model: str) -> list[Call]:
+        """Calls of a model that wait for an executor."""
+        return [call for call in self.unplaced.values() if call.spec.model == model]
+
     def specs_of(self, model: str) -> list[ExecutorSpec]:
         """What is known of a model: its attached executors, else the last one there was, else nothing."""
         attached = [executor.spec for executor in self.of_model(model)]
@@ -59,6 +63,12 @@ class Fleet:
         for other in self.of_model(spec.model):
             if other.executor_id != spec.executor_id:
                 _require_same_model(spec, other.spec)
+
+    def replaces_model(self, spec: ExecutorSpec) -> bool:
+        """Whether a registration that was checked brings other weights, tokenizer or configuration than its
+        model had so far. Nobody else serves the model then."""
+        last = self._last_spec.get(spec.model)
+        return last is not None and last.model_fingerprint != spec.model_fingerprint
 
     def attach(self, spec: ExecutorSpec) -> Executor:
         """Adds an executor whose id is free."""

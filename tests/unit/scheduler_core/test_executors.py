@@ -53,6 +53,21 @@ class TestJoining:
         world.join(executor_spec(epoch=2, model_fingerprint="new"))
         assert [executor.epoch for executor in world.core.executors()] == [2]
 
+    @pytest.mark.parametrize("lost_before", [True, False])
+    def test_calls_do_not_continue_on_other_weights(self, world: World, lost_before: bool) -> None:
+        world.open("p")
+        call = world.submit("p", max_tokens=20)
+        for _ in range(4):
+            world.turn()
+        if lost_before:
+            world.lose()
+        world.join(executor_spec(epoch=2, model_fingerprint="new", vocab_size=7))
+        error = world.finished[call].error
+        assert error is not None
+        assert error.reason == "EXECUTOR_FAILED"
+        assert "replaced" in error.message
+        assert world.core.statistics().live_calls == 0
+
     def test_an_id_that_joins_again_replaces_the_former(self, world: World) -> None:
         call = world.submit("p", max_tokens=9)
         for _ in range(3):
