@@ -35,7 +35,11 @@ def test_the_standard_library_goes_the_same_way(capsys):
     configure_logging("executor", format="json")
     logging.getLogger("library.engine").warning("loaded %d layers", 2)
     [line] = logged(capsys)
-    assert (line["event"], line["logger"], line["service"]) == ("loaded 2 layers", "library.engine", "executor")
+    assert (line["event"], line["logger"], line["service"]) == (
+        "loaded 2 layers",
+        "library.engine",
+        "executor",
+    )
 
 
 def test_the_level_holds_for_both(capsys):
