@@ -104,7 +104,8 @@ class ExecutorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOpened:
-    """A frontend opened a new program (the shell has looked for a live one of the same key before)."""
+    """A frontend opened a program. Of one that is open already (the shell looks for the session key first)
+    only the idle time begins anew."""
 
     tenant: TenantId
     program_id: ProgramId
