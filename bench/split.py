@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ ENGINE = {
     "dtype": "float32",
 }
 SHARED_ENV = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+SETTLE_S = 2.0
+"""Pause before each load: vLLM's workers spin for a second after their last step, on everybody's cores."""
 CALLS_PER_STREAM = {1: 6, 32: 3, 128: 2}
 
 
@@ -141,6 +144,7 @@ def _compare(sides: dict[str, Side], streams: int, rounds: int) -> dict[str, Any
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
         load = http_load.Load(streams=streams, calls_per_stream=CALLS_PER_STREAM.get(streams, 2), seed=number)
         for name in order:
+            time.sleep(SETTLE_S)
             samples[name].append(sides[name].measure(load))
     figures: dict[str, Any] = {
         name: {key: statistics.median(s[key] for s in rows) for key in rows[0]}

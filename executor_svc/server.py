@@ -11,6 +11,7 @@ import structlog
 
 from executor_svc.metrics import ExecutorMetrics
 from executor_svc.runner import Runner, RunnerInfo
+from executor_svc.runner_process import RunnerProcess
 from executor_svc.runners import make_runner
 from executor_svc.session import Session, SessionConfig
 from executor_svc.settings import ExecutorSettings
@@ -54,7 +55,7 @@ async def serve(
     )
     log.info("health_listening", port=port, metrics_port=settings.metrics_port)
     try:
-        await _serve(settings, stop, metrics, health, runner_factory or partial(make_runner, settings))
+        await _serve(settings, stop, metrics, health, runner_factory or partial(start_runner, settings))
     finally:
         await health.stop(grace_s=0)
         if scrape is not None:
@@ -123,3 +124,11 @@ def _session(
         open_channel=partial(open_channel, settings.scheduler, peer_token=token),
         on_registered=health.set_serving,
     )
+
+
+def start_runner(settings: ExecutorSettings) -> Runner:
+    """vLLM's runner in a process of its own; a simulated one, which costs little, in this one.
+
+    Raises: StartupError when the model is missing or unsupported, or no GPU is free.
+    """
+    return RunnerProcess(settings) if settings.runner == "vllm" else make_runner(settings)

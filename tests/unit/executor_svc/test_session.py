@@ -182,6 +182,7 @@ async def test_stop_drains_until_the_scheduler_ends_the_stream(
     scheduler: FakeScheduler, executor: Executor
 ) -> None:
     attachment = await scheduler.attached()
+    await until(lambda: executor.serving == [True])
     await attachment.announce(call(1))
     executor.stop.set()
     assert (await attachment.receive()).WhichOneof("message") == "drain"
