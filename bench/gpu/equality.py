@@ -20,12 +20,12 @@ from typing import Any
 from bench import machine
 from bench.cluster import Cluster
 from bench.gpu import device
+from bench.mixed_requests import greedy_requests
+from bench.program_client import Generated, ProgramClient
 from demo.models import make_tiny
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from protos.autellix.scheduler.v1 import scheduler_pb2_grpc as rpc
 from svc_runtime.grpc_aio import open_channel
-from tests.integration.program_client import Generated, ProgramClient
-from tests.integration.workload import greedy_requests
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu_equality.json"
 NEAR_TIE = 0.02

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from bench.cluster import Cluster
+from bench.mixed_requests import greedy_requests, sampled_requests
+from bench.program_client import ProgramClient
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from protos.autellix.scheduler.v1 import scheduler_pb2_grpc as rpc
 from svc_runtime.grpc_aio import open_channel
 from tests.integration import baseline
-from tests.integration.program_client import ProgramClient
-from tests.integration.workload import greedy_requests, sampled_requests
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.mixed_requests import greedy_requests, prompt, sampled_requests
 from executor_svc.runner import Runner
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from tests.integration import baseline
 from tests.integration.vllm_runner.toy_planner import BLOCK_SIZE, ToyCall, ToyPlanner, generate
-from tests.integration.workload import greedy_requests, prompt, sampled_requests
 
 GREEDY = greedy_requests(18)
 SAMPLED = sampled_requests(15)
