@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 class JoinedParts(io.RawIOBase):
@@ -16,7 +17,7 @@ class JoinedParts(io.RawIOBase):
 
     def __init__(self, parts: list[Path]) -> None:
         self._parts: Iterator[Path] = iter(parts)
-        self._open = next(self._parts).open("rb")
+        self._open: BinaryIO | None = next(self._parts).open("rb")
         self.digest = hashlib.sha256()
 
     def readable(self) -> bool:
@@ -25,7 +26,7 @@ class JoinedParts(io.RawIOBase):
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         """Fills `buffer` from the current part, or the next one."""
-        while True:
+        while self._open is not None:
             chunk = self._open.read(len(buffer))
             if chunk:
                 self.digest.update(chunk)
@@ -33,9 +34,8 @@ class JoinedParts(io.RawIOBase):
                 return len(chunk)
             self._open.close()
             following = next(self._parts, None)
-            if following is None:
-                return 0
-            self._open = following.open("rb")
+            self._open = following.open("rb") if following else None
+        return 0
 
 
 def main() -> None:

@@ -49,3 +49,7 @@ async def test_calls_continue_on_a_restarted_executor(tiny_model: Path, tmp_path
             executor.restart()
             generated = await running
     assert [answer.token_ids for answer in generated] == [answer["token_ids"] for answer in expected]
+    with_logprobs = [pair for pair in zip(generated, expected, strict=True) if pair[0].logprobs]
+    assert len(with_logprobs) == 6
+    for ours, plain in with_logprobs:
+        assert ours.logprobs == pytest.approx(plain["logprobs"], abs=2e-3)
