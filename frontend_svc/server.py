@@ -76,7 +76,7 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
         model = await _model(settings, link, stop)
         if model is None:
             return
-        args, readiness = serve_arguments(settings, model), Readiness(link)
+        args, readiness = serve_arguments(settings, model), Readiness(link, model)
         llm = ProgramLLM(engine_config(args, model), engine_core, unavailable=readiness.unavailable)
         try:
             await _serve_calls(
