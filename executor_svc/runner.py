@@ -92,7 +92,9 @@ class Pending(Protocol):
     """A step that has been started."""
 
     def result(self) -> StepResult:
-        """Waits for the step to end; called on the result thread, in step order."""
+        """Waits for the step to end; called on the result thread, in step order.
+
+        Raises: PlanViolation when the runner, being in another process, could not tell in `execute`."""
         ...
 
 

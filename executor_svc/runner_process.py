@@ -81,7 +81,8 @@ class RunnerProcess:
     def prepare(self, handle: int) -> str:
         """See Runner. Any thread."""
         answer: Future[str] = Future()
-        self._preparations[handle] = answer
+        with self._sending:  # the reader thread walks them under the same lock when the process ends
+            self._preparations[handle] = answer
         self._send(encode(Command.PREPARE, handle))
         return answer.result()
 
