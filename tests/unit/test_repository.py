@@ -14,7 +14,7 @@ SERVICES = ("frontend_svc", "scheduler_svc", "executor_svc")
 OURS = {*SERVICES, "svc_runtime", "protos", "sim", "bench", "demo", "tests", "scripts"}
 HEAVY = {"vllm", "torch", "transformers", "numpy"}
 
-CORE_LIBRARIES = {"sortedcontainers"}
+CORE_LIBRARIES = {"sortedcontainers", "numpy"}
 IMPURE = {
     "asyncio",
     "time",
