@@ -27,7 +27,7 @@ from tests.unit.scheduler_shell.waiting import until
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 20
 RSS_MAX_KIB = 80 * 1024
-TOO_HEAVY = {"vllm", "torch", "numpy", "transformers", "executor_svc", "frontend_svc"}
+TOO_HEAVY = {"vllm", "torch", "transformers", "executor_svc", "frontend_svc"}
 
 
 def free_port() -> int:
