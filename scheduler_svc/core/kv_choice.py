@@ -27,8 +27,7 @@ def choose_kv(
     """Chooses by estimated cost. Source: Autellix section on memory (swapping); the prices are ours.
 
     Args:
-        tokens: Leading tokens whose KV would be computed again if it were dropped: held, and not findable
-            by others' references. >= 0.
+        tokens: Leading tokens whose KV would have to be computed again if it were dropped. >= 0.
         blocks: Blocks that a swap would copy; those that are on the host already do not count. >= 0.
         prices: Of the executor that holds the KV.
         memory_needed: Whether others need the blocks; if not, pausing costs nothing.

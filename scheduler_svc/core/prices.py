@@ -67,7 +67,7 @@ class Prices:
         context_ps = self.decode_context_ps
         if context_ps == 0:
             return max(1, -(-budget_ps // self.decode_token_ps))
-        linear = 2 * self.decode_token_ps + context_ps * (2 * start + 1)
+        linear = 2 * self.decode_token_ps + context_ps * (2 * int(start) + 1)  # squared below: no int64
         root = isqrt(linear * linear + 8 * context_ps * max(0, budget_ps))
         count = (root - linear) // (2 * context_ps)
         return max(1, count + (self.decode_ps(start, start + count) < budget_ps))
