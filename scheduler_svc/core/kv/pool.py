@@ -13,33 +13,12 @@ two blocks with one content the first published one is found, the other stays a 
 Ids only: the tensors are the executor's.
 """
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 
-from scheduler_svc.core.ids import BlockId, TenantId
+from scheduler_svc.core.ids import BlockId
 
 NULL_BLOCK = BlockId(0)
-
-
-def root_hash(tenant: TenantId, cache_salt: str) -> bytes:
-    """Start of the chain of a prompt: prefixes are never shared between tenants or salts."""
-    return _digest(b"", f"{len(tenant)}:{tenant}{cache_salt}".encode())
-
-
-def extend_hashes(
-    hashes: list[bytes], root: bytes, tokens: Sequence[int], blocks: int, block_size: int
-) -> None:
-    """Extends `hashes` in place to the first `blocks` full blocks of `tokens`; each block is hashed once."""
-    for index in range(len(hashes), blocks):
-        parent = hashes[index - 1] if index else root
-        content = array("i", tokens[index * block_size : (index + 1) * block_size]).tobytes()
-        hashes.append(_digest(parent, content))
-
-
-def _digest(parent: bytes, content: bytes) -> bytes:
-    return blake2b(parent + content, digest_size=16).digest()
 
 
 class BlockPool:
