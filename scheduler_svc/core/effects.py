@@ -109,6 +109,8 @@ class FinishCall:
     stop_token_id: int | None = None
     error: Refusal | None = None
     """Set when reason is ERROR."""
+    output_tokens: int = 0
+    """Tokens generated since it was submitted; those the client already had are not among them."""
     service_s: float
     waiting_s: float
     preemptions: int

@@ -62,6 +62,11 @@ class CallSpec:
     cache_salt: str = ""
     deadline_s: float | None = None
     """Seconds after arrival at which the call fails."""
+    prompt_block_hashes: bytes = b""
+    """Packed digests of the prompt's full blocks of `hash_block_size` tokens, as `svc_runtime.block_hashes`
+    makes them. Empty: not known, whatever `hash_block_size` says."""
+    hash_block_size: int = 0
+    """Invariant: len(prompt_block_hashes) is 0 or 16 * (len(prompt_token_ids) // hash_block_size)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +212,10 @@ class StepCompleted:
     """Rows that sampled a token, in plan order."""
     tokens: Sequence[int]
     step_s: float
-    """Seconds of model execution."""
+    """Seconds of model execution, copies of blocks excluded."""
+    swap_s: float = 0.0
+    """Seconds of copying blocks between device and host."""
+    swap_bytes: int = 0
     failures: Mapping[CallHandle, str] = field(default_factory=dict)
     payloads: Mapping[CallHandle, bytes] = field(default_factory=dict)
     """Opaque logprobs of rows, passed on to the frontend."""

@@ -302,6 +302,7 @@ class Lifecycle:
                 reason=reason,
                 stop_token_id=stop_token_id,
                 error=error,
+                output_tokens=call.output_len - len(call.spec.output_token_ids),
                 service_s=call.service_s,
                 waiting_s=call.waited_s,
                 preemptions=call.preemptions,

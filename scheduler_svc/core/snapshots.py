@@ -51,6 +51,10 @@ class ProgramSnapshot:
     executor_ids: tuple[ExecutorId, ...]
     prompt_tokens: int
     preemptions: int
+    attained_cost_s: float = 0.0
+    """Modelled cost of the tokens that advanced its calls, in seconds; recomputation is not in it."""
+    kv_blocks: int = 0
+    """Blocks kept for it, on all executors and both tiers, shared ones included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,10 @@ class ExecutorSnapshot:
     """Steps finished in this epoch."""
     draining: bool
     simulated: bool
+    host_blocks: int = 0
+    """Blocks of its host tier."""
+    free_host_blocks: int = 0
+    """Host blocks that hold nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +105,7 @@ class ModelSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsSnapshot:
-    """Counters since start, and two gauges."""
+    """Counters since start, and gauges: live calls, open and waiting programs."""
 
     policy: str
     calls_submitted: int
@@ -115,6 +123,14 @@ class StatisticsSnapshot:
     steps: int
     live_calls: int
     open_programs: int
+    swapped_out_blocks: int = 0
+    """Blocks copied from devices to hosts."""
+    swapped_in_blocks: int = 0
+    """Blocks copied from hosts to devices."""
+    evicted_blocks: int = 0
+    """Findable blocks that were forgotten to make room."""
+    waiting_programs: int = 0
+    """Programs whose first call waits for room (working-set admission)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
