@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scheduler_svc.core.call_states import LIVE, CallState
+from scheduler_svc.core.config import ServiceUnit
+from scheduler_svc.core.critical_path import NO_PATH, Path
 from scheduler_svc.core.events import CallSpec
-from scheduler_svc.core.ids import BlockId, CallHandle
+from scheduler_svc.core.ids import BlockId, CallHandle, CallId
+from scheduler_svc.core.prices import PS_PER_S
 
 if TYPE_CHECKING:
     from scheduler_svc.core.executor import Executor
@@ -52,19 +55,28 @@ class Call:
 
     # ── its place in the queue ──
     level: int = 0
-    quantum_used_s: float = 0.0
-    entry_path_s: float = 0.0
-    """The program's critical path at arrival."""
+    enqueued: int = 0
+    """Number of its entry into its level; owned by MultilevelQueue."""
+    quantum_used_ps: int = 0
+    """Service used since it entered its level, in the policy's unit."""
+    entry_path: Path = NO_PATH
+    """The path that led to it: what its parents, or else its program, had used when it arrived."""
+    path_parents: tuple[CallId, ...] = ()
+    """Its parents, if all of them were known when it arrived."""
     queue_key: tuple[int, ...] | None = None
     """Its key in the queue that holds it; owned by MultilevelQueue."""
 
     # ── what it used; lifetime counters never shrink ──
-    service_s: float = 0.0
+    service_ps: int = 0
+    """Picoseconds of the steps that it took part in."""
+    cost_ps: int = 0
+    """Modelled price of the tokens that advanced it."""
     waited_s: float = 0.0
     """Seconds live but not in a batch, up to `waiting_since_s`."""
     waiting_since_s: float | None = None
     """Start of the wait that is going on; None while RUNNING or ended."""
-    service_at_promotion_s: float = 0.0
+    service_at_promotion_ps: int = 0
+    cost_at_promotion_ps: int = 0
     waited_at_promotion_s: float = 0.0
     computed_ever: int = 0
     """Most leading tokens whose KV was ever computed; what is below is recomputation."""
@@ -73,6 +85,25 @@ class Call:
     """Executors lost while it was in their batch."""
     started: bool = False
     """Its frontend knows that it has been in a plan."""
+
+    @property
+    def service_s(self) -> float:
+        return self.service_ps / PS_PER_S
+
+    @property
+    def path_end(self) -> Path:
+        """Where its path ends so far."""
+        return Path(self.entry_path.service_ps + self.service_ps, self.entry_path.cost_ps + self.cost_ps)
+
+    def used_ps(self, unit: ServiceUnit) -> int:
+        """What it has used, in one unit."""
+        return self.cost_ps if unit is ServiceUnit.COST else self.service_ps
+
+    def used_since_promotion_ps(self, unit: ServiceUnit) -> int:
+        """The same since its last promotion."""
+        if unit is ServiceUnit.COST:
+            return self.cost_ps - self.cost_at_promotion_ps
+        return self.service_ps - self.service_at_promotion_ps
 
     @property
     def prompt_len(self) -> int:

@@ -13,12 +13,13 @@ nothing.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from scheduler_svc.core import events as ev
 from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState
-from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig
 from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import CloseExecutor, Effect, RefuseCall
 from scheduler_svc.core.errors import ProtocolBroken, Refused
@@ -29,7 +30,13 @@ from scheduler_svc.core.lifecycle import CallTimer, Lifecycle
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policies import make_policy
 from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
-from scheduler_svc.core.refusals import deadline_exceeded, executor_failed, no_executor, preparation_failed
+from scheduler_svc.core.refusals import (
+    bad_option,
+    deadline_exceeded,
+    executor_failed,
+    no_executor,
+    preparation_failed,
+)
 from scheduler_svc.core.results import ResultReader
 from scheduler_svc.core.snapshots import (
     EngineSnapshot,
@@ -63,10 +70,10 @@ class Core:
         self._now = float("-inf")
         self._outbox: list[Effect] = []
         self.counters = Counters()
-        self.policy = make_policy(config)
         self.table = ProcessTable(
             open_programs_max=config.open_programs_max, recent_programs_max=config.recent_programs_max
         )
+        self.policy = make_policy(config, self.table.history)
         self.fleet = Fleet(self.policy, short_prompt_tokens=config.short_prompt_tokens)
         self.registry = CallRegistry(unacknowledged_calls_max=config.unacknowledged_calls_max)
         self.lifecycle = Lifecycle(
@@ -87,6 +94,7 @@ class Core:
             ev.ExecutorLost: self._executor_lost,
             ev.CallPrepared: self._call_prepared,
             ev.StepCompleted: self._step_completed,
+            ev.PolicyChanged: self._policy_changed,
             ev.TimePassed: self._time_passed,
             ev.PlanDue: self._plan_due,
         }
@@ -103,8 +111,9 @@ class Core:
         Returns: what to do, in order.
         Raises:
             Refused: by ProgramOpened (PROGRAM_LIMIT, PROGRAM_ENDED), ProgramEnded and ProgramCancelled
-                (PROGRAM_UNKNOWN; ending twice is fine), ExecutorJoined (MODEL_MISMATCH, UNSUPPORTED_EXECUTOR)
-                and ExecutorDrainRequested (NO_EXECUTOR). Nothing was changed. No other event raises.
+                (PROGRAM_UNKNOWN; ending twice is fine), ExecutorJoined (MODEL_MISMATCH,
+                UNSUPPORTED_EXECUTOR), ExecutorDrainRequested (NO_EXECUTOR) and PolicyChanged
+                (PARAMETER_OUT_OF_RANGE). Nothing was changed. No other event raises.
         """
         self._now = max(self._now, now)
         self._handlers[type(event)](event)
@@ -247,6 +256,18 @@ class Core:
     def _close(self, executor: Executor, reason: str) -> None:
         self._outbox.append(CloseExecutor(executor_id=executor.executor_id, reason=reason))
         self._lose(executor)
+
+    # ── policy ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _policy_changed(self, event: ev.PolicyChanged) -> None:
+        assert event.changes.keys() <= POLICY_OPTIONS, "other settings are fixed at the start"
+        try:
+            config = replace(self.config, **event.changes)
+            policy = make_policy(config, self.table.history)
+        except BadOption as error:
+            raise Refused(bad_option(error)) from error
+        self.config, self.policy = config, policy
+        self.lifecycle.change_policy(config, policy, self._now)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ arrivals is planned as one batch. `now` is monotonic seconds; it never goes back
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from scheduler_svc.core.ids import (
     MAIN_THREAD,
@@ -221,6 +222,17 @@ class StepCompleted:
     """Opaque logprobs of rows, passed on to the frontend."""
 
 
+# ── policy ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChanged:
+    """An operator chose another policy, or other options of it: live calls are queued anew by it."""
+
+    changes: Mapping[str, Any]
+    """Fields of CoreConfig among POLICY_OPTIONS, with their new values; the others stay as they are."""
+
+
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -247,6 +259,7 @@ Event = (
     | ExecutorLost
     | CallPrepared
     | StepCompleted
+    | PolicyChanged
     | TimePassed
     | PlanDue
 )

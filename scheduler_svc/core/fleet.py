@@ -78,6 +78,12 @@ class Fleet:
         self._last_spec[spec.model] = spec
         return executor
 
+    def use(self, policy: Policy) -> None:
+        """Orders every queue by another policy, which has given the calls their levels."""
+        self._policy = policy
+        for executor in self:
+            executor.queue.use(policy)
+
     def detach(self, executor: Executor) -> None:
         """Removes an executor that holds no calls any more."""
         assert not executor.calls, "calls of a leaving executor must be requeued first"

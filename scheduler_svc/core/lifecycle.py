@@ -16,7 +16,7 @@ from scheduler_svc.core.admission import check_call
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState, Trigger, next_state
-from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.config import CoreConfig, ServiceUnit
 from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import AnnounceCall, Effect, FinishCall, FinishReason, ReportStarted
 from scheduler_svc.core.errors import Refusal, Refused
@@ -26,7 +26,7 @@ from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.ids import CallId
 from scheduler_svc.core.policies import Policy
 from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
-from scheduler_svc.core.queues import charge_quantum, promote, starves_in_s
+from scheduler_svc.core.queues import promote, starves_in_s, use_quantum
 from scheduler_svc.core.refusals import call_duplicate, deadline_exceeded, queue_full
 from scheduler_svc.core.snapshots import ProgramState
 from scheduler_svc.core.timers import Timers
@@ -85,6 +85,7 @@ class Lifecycle:
         call = self._enter(spec, program, now)
         self._registry.add(call)
         program.call_arrived(call, now)
+        call.level = self._policy.level_at_arrival(call)
         self.idle_timers.drop(program.key)
         if spec.deadline_s is not None:
             self.call_timers.set((CallTimer.DEADLINE, spec.call_id), now + spec.deadline_s)
@@ -106,13 +107,11 @@ class Lifecycle:
             arrived_s=now,
             waiting_since_s=now,
             tokens=array("i", (*spec.prompt_token_ids, *spec.output_token_ids)),
-            level=self.entry_level(program),
-            entry_path_s=program.critical_path_s,
         )
 
     def entry_level(self, program: Program) -> int:
         """The level at which the program's next call would be queued."""
-        return self._policy.levels.level_of(self._policy.service_at_arrival(program))
+        return self._policy.level_of_next(program)
 
     def dispatch(self, call: Call, now: float) -> None:
         """Gives a QUEUED call without an executor to one, or lets it wait for one to join."""
@@ -194,20 +193,44 @@ class Lifecycle:
 
     # ── service ─────────────────────────────────────────────────────────────────────────────────────
 
-    def charge(self, call: Call, step_s: float, now: float) -> None:
-        """Books a step that a live call took part in, and demotes it when its quantum is used up."""
-        call.service_s += step_s
-        call.program.service_s += step_s
-        if charge_quantum(call, step_s, self._policy):
-            self._counters.demotions += 1
-            _placed(call).queue.refile(call)
+    def charge(self, call: Call, step_ps: int, cost_ps: int, now: float) -> None:
+        """Books a step that a live call took part in; when its quantum is used up it moves on.
+
+        Args:
+            step_ps: Picoseconds that the step took.
+            cost_ps: Price of the tokens by which the step advanced the call; recomputation is not in it.
+        """
+        program = call.program
+        call.service_ps += step_ps
+        program.service_ps += step_ps
+        call.cost_ps += cost_ps
+        program.cost_ps += cost_ps
+        level = call.level
+        used_ps = cost_ps if self._policy.unit is ServiceUnit.COST else step_ps
+        if use_quantum(call, used_ps, self._policy):
+            self._counters.demotions += call.level > level
+            _placed(call).queue.to_tail(call)
             self._watch_starvation(call, now)
+
+    def change_policy(self, config: CoreConfig, policy: Policy, now: float) -> None:
+        """Gives every live call the level and a fresh quantum of another policy, and queues it anew. Nothing
+        else of a call changes; who runs is for the next plans to say."""
+        self._config = config
+        self._policy = policy
+        for call in self._registry.all_live():
+            call.level = policy.level_at_arrival(call)
+            call.quantum_used_ps = 0
+        self._fleet.use(policy)
+        for call in self._registry.all_live():
+            self.call_timers.drop((CallTimer.STARVATION, call.spec.call_id))
+            if call.queue_key is not None:
+                self._watch_starvation(call, now)
 
     def _watch_starvation(self, call: Call, now: float) -> None:
         beta = self._config.starvation_beta
         if beta is None or call.state is not CallState.QUEUED:
             return
-        left_s = starves_in_s(call, beta, now)
+        left_s = starves_in_s(call, beta, now, self._policy.unit)
         if left_s is not None:
             self.call_timers.set(
                 (CallTimer.STARVATION, call.spec.call_id), now + min(left_s, _STARVATION_LOOK_S)
@@ -219,7 +242,7 @@ class Lifecycle:
         beta = self._config.starvation_beta
         if call is None or beta is None or call.executor is None or call.state is not CallState.QUEUED:
             return
-        left_s = starves_in_s(call, beta, now)
+        left_s = starves_in_s(call, beta, now, self._policy.unit)
         if left_s is None:
             return
         if left_s > _STARVATION_SLACK_S:

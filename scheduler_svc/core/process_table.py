@@ -5,20 +5,27 @@ call for the idle time-out. An ended program takes no further calls; it stays he
 and is then listed for a while among the recent ones. Memory is bounded by `open_programs_max` +
 `recent_programs_max` + live calls.
 
-All counters of all policies are kept for every program: the sum of completed calls' service (PLAS), the
-longest path (ATLAS), and the running sum that includes live calls (what is shown). Source: Autellix, process
-table.
+All counters of all policies are kept for every program, each in wall picoseconds and in modelled cost: the
+sum of completed calls' service (PLAS), the longest path (ATLAS), and the running sum that includes live calls
+(Gittins, and what is shown). They are integers: sums are exact, whatever the order. Sizes of programs that
+are over go to `history`.
+Source: Autellix, process table.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 
 from scheduler_svc.core.call import Call
+from scheduler_svc.core.config import ServiceUnit
+from scheduler_svc.core.critical_path import NO_PATH, Path, PathEnds
 from scheduler_svc.core.errors import Refused
 from scheduler_svc.core.events import ProgramOpened
 from scheduler_svc.core.ids import CallId, ExecutorId, ProgramId, TenantId
+from scheduler_svc.core.prices import PS_PER_S
 from scheduler_svc.core.refusals import program_ended, program_limit, program_unknown
+from scheduler_svc.core.service_history import ServiceHistory
 from scheduler_svc.core.snapshots import ProgramState
 
 ProgramKey = tuple[TenantId, ProgramId]
@@ -47,12 +54,17 @@ class Program:
     executor_ids: dict[ExecutorId, None] = field(default_factory=dict)
     """Executors that ran its calls, first one first; at most 64 are listed."""
 
-    service_s: float = 0.0
-    """Seconds of the steps its calls took part in, live calls included. Only grows."""
-    completed_service_s: float = 0.0
-    """The same of completed calls only: the PLAS counter. Invariant: <= service_s."""
-    critical_path_s: float = 0.0
-    """Longest chain of completed calls, by the one-scalar rule: the ATLAS counter."""
+    service_ps: int = 0
+    """Picoseconds of the steps its calls took part in, live calls included. Only grows."""
+    cost_ps: int = 0
+    """Modelled price of the tokens that advanced its calls, live calls included. Only grows."""
+    completed_service_ps: int = 0
+    """Of completed calls only: the PLAS counter. Invariant: <= service_ps."""
+    completed_cost_ps: int = 0
+    """The same in cost. Invariant: <= cost_ps."""
+    path: Path = NO_PATH
+    """Longest path of completed calls: the ATLAS counter. Invariant: <= service_ps, cost_ps."""
+    path_ends: PathEnds = field(default_factory=PathEnds)
     completed_waiting_s: float = 0.0
     finished_calls: int = 0
     tokens: int = 0
@@ -65,12 +77,41 @@ class Program:
     def key(self) -> ProgramKey:
         return (self.tenant, self.program_id)
 
+    @property
+    def service_s(self) -> float:
+        return self.service_ps / PS_PER_S
+
+    @property
+    def cost_s(self) -> float:
+        return self.cost_ps / PS_PER_S
+
+    @property
+    def completed_service_s(self) -> float:
+        return self.completed_service_ps / PS_PER_S
+
+    @property
+    def path_service_ps(self) -> int:
+        return self.path.service_ps
+
+    @property
+    def path_cost_ps(self) -> int:
+        return self.path.cost_ps
+
+    def used_ps(self, unit: ServiceUnit) -> int:
+        """What its calls have used, live ones included, in one unit."""
+        return self.cost_ps if unit is ServiceUnit.COST else self.service_ps
+
+    def completed_ps(self, unit: ServiceUnit) -> int:
+        """What its completed calls have used, in one unit."""
+        return self.completed_cost_ps if unit is ServiceUnit.COST else self.completed_service_ps
+
     def waiting_s(self, now: float) -> float:
         """Seconds its calls were live but not in a batch, live calls included."""
         return self.completed_waiting_s + sum(call.waiting_s(now) for call in self.live_calls.values())
 
     def call_arrived(self, call: Call, now: float) -> None:
-        """Enters a live call."""
+        """Enters a live call; it inherits the path that led to it. Source: Autellix, ATLAS."""
+        self._inherit_path(call)
         self.live_calls[call.spec.call_id] = call
         self.prompt_tokens += call.prompt_len
         self.last_arrival_s = now
@@ -79,10 +120,35 @@ class Program:
         """Books a call that ended, any way. Source: Autellix Alg. 1, the finished branch."""
         del self.live_calls[call.spec.call_id]
         self.finished_calls += 1
-        self.completed_service_s += call.service_s
+        self.completed_service_ps += call.service_ps
+        self.completed_cost_ps += call.cost_ps
         self.completed_waiting_s += call.waiting_s(now)
-        self.critical_path_s = max(self.critical_path_s, call.entry_path_s + call.service_s)
+        self._end_path(call)
         self.last_completion_s = now
+
+    def _inherit_path(self, call: Call) -> None:
+        parents = call.spec.parent_call_ids
+        ends = [self._path_end_of(parent) for parent in parents]
+        known = [end for end in ends if end is not None]
+        if parents:
+            self.path_ends.parents_are_named()
+        if not parents or len(known) < len(parents):
+            call.entry_path = self.path
+        else:
+            call.path_parents = parents
+            call.entry_path = reduce(Path.longer, known)
+
+    def _end_path(self, call: Call) -> None:
+        """Parents that were live when the call arrived may have gone on since."""
+        for parent in call.path_parents:
+            end = self._path_end_of(parent)
+            call.entry_path = call.entry_path if end is None else call.entry_path.longer(end)
+        self.path_ends.add(call.spec.call_id, call.path_end)
+        self.path = self.path.longer(call.path_end)
+
+    def _path_end_of(self, call_id: CallId) -> Path | None:
+        live = self.live_calls.get(call_id)
+        return self.path_ends.get(call_id) if live is None else live.path_end
 
     def ran_on(self, executor_id: ExecutorId) -> None:
         """Remembers an executor that runs one of its calls."""
@@ -94,6 +160,7 @@ class ProcessTable:
     """Programs by (tenant, program), by session key, and in order of opening."""
 
     def __init__(self, *, open_programs_max: int, recent_programs_max: int) -> None:
+        self.history = ServiceHistory()
         self._open_programs_max = open_programs_max
         self._recent_programs_max = recent_programs_max
         self._programs: dict[TenantId, dict[ProgramId, Program]] = {}
@@ -170,7 +237,11 @@ class ProcessTable:
             self._retire(program)
 
     def _retire(self, program: Program) -> None:
-        self._recent.setdefault(program.key, program)
+        if program.key not in self._recent:
+            self._recent[program.key] = program
+            program.path_ends.clear()
+            if program.ended is not ProgramState.CANCELLED:
+                self.history.program_ended(program)
         while len(self._recent) > self._recent_programs_max:
             (tenant, program_id), _ = self._recent.popitem(last=False)
             programs = self._programs[tenant]
@@ -189,4 +260,8 @@ class ProcessTable:
         for program in self.all():
             is_recent = program.key in self._recent
             assert is_recent == (program.ended is not None and not program.live_calls), program.program_id
-            assert program.completed_service_s <= program.service_s + 1e-6
+            live = program.live_calls.values()
+            assert program.service_ps == program.completed_service_ps + sum(call.service_ps for call in live)
+            assert program.cost_ps == program.completed_cost_ps + sum(call.cost_ps for call in live)
+            assert program.path.service_ps <= program.service_ps, program.program_id
+            assert program.path.cost_ps <= program.cost_ps, program.program_id

@@ -1,13 +1,25 @@
 """The multi-level queue of one executor.
 
-Every call placed on the executor that may be planned is here, waiting or running. The order is: level, then
-running before waiting (a running call is never preempted for one of its own level), then the policy's tie-
-break. Waiting and running calls are kept in two ordered maps, so starting, stopping, demoting or adding a
-call costs O(log n), and a walk costs what it visits, however many calls wait.
+Every call placed on the executor that may be planned is here, waiting or running. The order is: level, then,
+if the policy says so, running before waiting (a running call is never preempted for one of its own level),
+then the policy's tie-break. Waiting and running calls are kept in two ordered maps, so starting, stopping,
+demoting or adding a call costs O(log n), and a walk costs what it visits, however many calls wait.
 
-Source: Autellix Alg. 1, with these traps resolved: no demotion below the last level, no promotion from the
-first; promotion sets level and quantum; service at promotion is remembered next to the lifetime counters, not
-zeroed in them; a call or program without any service does not divide by zero.
+A call that enters a level gets the next number of a count, for policies that go first in, first out; starting
+and preempting it leave it in line.
+
+Source: Autellix Alg. 1, with these traps resolved:
+
+- no demotion below the last level, where calls take turns instead (first in, first out) or stay as they are;
+- no promotion from the first level;
+- promotion sets level, quantum and place in line;
+- promotion remembers the counters as they were, next to the lifetime counters, instead of zeroing these:
+  service that the program is charged for is never lost;
+- a call or program without any service does not divide by zero: it starves at once, if it is not in Q1;
+- a call that finishes leaves its queue whatever becomes of its quantum: the finished branch does not fall
+  through;
+- demotions of a step come before the arrivals that its results cause, because events are handled in that
+  order.
 """
 
 from collections.abc import Iterator
@@ -18,7 +30,9 @@ from sortedcontainers import SortedDict
 
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
+from scheduler_svc.core.config import ServiceUnit
 from scheduler_svc.core.policies import Policy
+from scheduler_svc.core.prices import PS_PER_S
 
 QueueKey = tuple[int, ...]
 """(level, *tie-break of the policy)"""
@@ -29,8 +43,11 @@ class MultilevelQueue:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._entries = 0
         self._waiting: SortedDict[QueueKey, Call] = SortedDict()
         self._running: SortedDict[QueueKey, Call] = SortedDict()
+
+    # ── counts ──────────────────────────────────────────────────────────────────────────────────────
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
@@ -47,6 +64,10 @@ class MultilevelQueue:
     def waiting_count(self) -> int:
         return len(self._waiting)
 
+    def running_upto(self, level: int) -> int:
+        """Running calls of `level` or a better one. O(log n)."""
+        return self._running.bisect_left((level + 1,))
+
     def level_counts(self, levels: int) -> list[int]:
         """Calls per level, for levels 0..levels-1, without a walk: O(levels * log n). Shape: (levels,)."""
         below = [
@@ -55,15 +76,13 @@ class MultilevelQueue:
         ]
         return [after - before for before, after in pairwise(below)]
 
-    def running(self) -> Iterator[Call]:
-        """Running calls in order."""
-        return iter(self._running.values())
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, call: Call) -> None:
-        """Takes in a call that is in no queue; its state tells where."""
-        key = (call.level, *self._policy.tie(call))
-        self._side(call)[key] = call
-        call.queue_key = key
+        """Takes in a call that is in no queue, at the tail of its level; its state tells where."""
+        self._entries += 1
+        call.enqueued = self._entries
+        self._file(call)
 
     def discard(self, call: Call) -> None:
         """Takes a call out, if it is here."""
@@ -74,65 +93,112 @@ class MultilevelQueue:
                 call.queue_key = None
 
     def refile(self, call: Call) -> None:
-        """Puts a call where its level and state now say."""
+        """Puts a call where its level and state now say: at the tail if the level is new, else it keeps its
+        place in line."""
+        key = call.queue_key
+        self.discard(call)
+        if key is not None and key[0] == call.level:
+            self._file(call)
+        else:
+            self.add(call)
+
+    def to_tail(self, call: Call) -> None:
+        """Puts a call at the tail of its level."""
         self.discard(call)
         self.add(call)
 
+    def use(self, policy: Policy) -> None:
+        """Orders all calls anew by another policy, which has given them their levels; of those that it has
+        nothing to say about, the earlier in line stays the earlier."""
+        calls = list(self.walk())
+        self._waiting.clear()
+        self._running.clear()
+        self._policy = policy
+        for call in calls:
+            self.add(call)
+
+    def _file(self, call: Call) -> None:
+        key = (call.level, *self._policy.tie(call, call.enqueued))
+        side = self._running if call.state is CallState.RUNNING else self._waiting
+        side[key] = call
+        call.queue_key = key
+
+    # ── walks: lazy; do not change the queue meanwhile ──────────────────────────────────────────────
+
     def walk(self) -> Iterator[Call]:
-        """All calls in order, lazily. Do not change the queue during a walk."""
-        running = (((key[0], 0), call) for key, call in self._running.items())
-        waiting = (((key[0], 1), call) for key, call in self._waiting.items())
-        return (call for _, call in merge(running, waiting, key=lambda entry: entry[0]))
+        """All calls in order."""
+        if self._policy.running_first:
+            running = (((key[0], 0), call) for key, call in self._running.items())
+            waiting = (((key[0], 1), call) for key, call in self._waiting.items())
+            return (call for _, call in merge(running, waiting, key=lambda entry: entry[0]))
+        both = merge(self._running.items(), self._waiting.items(), key=lambda entry: entry[0])
+        return (call for _, call in both)
+
+    def running(self) -> Iterator[Call]:
+        """Running calls in order."""
+        return iter(self._running.values())
+
+    def waiting(self) -> Iterator[Call]:
+        """Waiting calls in order."""
+        return iter(self._waiting.values())
+
+    def waiting_first(self) -> Call | None:
+        """The first waiting call."""
+        return self._waiting.peekitem(0)[1] if self._waiting else None
 
     def running_after(self, call: Call) -> Iterator[Call]:
         """Running calls that come after `call`, the last of all first: those it may displace."""
-        for key in reversed(self._running):
-            if not self._displaces(call, key):
+        key = self._displacing_key(call)
+        for other_key in reversed(self._running):
+            if other_key <= key:
                 return
-            yield self._running[key]
+            yield self._running[other_key]
 
-    def _displaces(self, call: Call, other_key: QueueKey) -> bool:
-        key = call.queue_key
-        assert key is not None, "the call is in no queue"
-        if call.state is CallState.RUNNING:
-            return key < other_key
-        return key[0] < other_key[0]
+    def goes_before(self, waiting: Call, running: Call) -> bool:
+        """Whether a waiting call is served before a running one."""
+        assert running.queue_key is not None, "the call is in no queue"
+        return self._displacing_key(waiting) < running.queue_key
 
-    def _side(self, call: Call) -> "SortedDict[QueueKey, Call]":
-        return self._running if call.state is CallState.RUNNING else self._waiting
+    def _displacing_key(self, call: Call) -> QueueKey:
+        """Running calls with a larger key come after `call`."""
+        assert call.queue_key is not None, "the call is in no queue"
+        if call.state is not CallState.RUNNING and self._policy.running_first:
+            return (call.level + 1,)
+        return call.queue_key
 
 
-def charge_quantum(call: Call, service_s: float, policy: Policy) -> bool:
-    """Charges service against the call's quantum and demotes it by one level when that is used up.
+def use_quantum(call: Call, used_ps: int, policy: Policy) -> bool:
+    """Charges service, in the policy's unit, against the call's quantum; when that is used up the policy says
+    which level is next, with a fresh quantum.
 
-    Returns: whether the level changed (the caller refiles the call).
+    Returns: whether it was used up (the caller puts the call at the tail of its level).
     """
-    call.quantum_used_s += service_s
-    levels = policy.levels
-    if call.level == levels.last or call.quantum_used_s < levels.quanta_s[call.level]:
+    call.quantum_used_ps += used_ps
+    if call.quantum_used_ps < policy.quantum_ps(call.level):
         return False
-    call.level += 1
-    call.quantum_used_s = 0.0
+    call.level = policy.level_after_quantum(call)
+    call.quantum_used_ps = 0
     return True
 
 
 def promote(call: Call, now: float) -> None:
     """Moves a starving call to the first level with a fresh quantum (the caller refiles it)."""
     call.level = 0
-    call.quantum_used_s = 0.0
-    call.service_at_promotion_s = call.service_s
+    call.quantum_used_ps = 0
+    call.service_at_promotion_ps = call.service_ps
+    call.cost_at_promotion_ps = call.cost_ps
     call.waited_at_promotion_s = call.waiting_s(now)
 
 
-def starves_in_s(call: Call, beta: float, now: float) -> float | None:
+def starves_in_s(call: Call, beta: float, now: float, unit: ServiceUnit) -> float | None:
     """Seconds until a waiting call starves if nothing else happens; <= 0: it does now. None: it cannot.
 
     A call starves when (W_program + W_call) / (T_program + T_call) >= beta, W and T being waiting and service
-    of the program's completed calls, and of this call since its last promotion. A call of the first level
-    never starves.
+    (in the policy's unit) of the program's completed calls, and of this call since its last promotion. A call
+    of the first level never starves.
     """
     if call.level == 0:
         return None
     waited_s = call.program.completed_waiting_s + call.waiting_s(now) - call.waited_at_promotion_s
-    service_s = call.program.completed_service_s + call.service_s - call.service_at_promotion_s
-    return beta * service_s - waited_s
+    used_ps = call.program.completed_ps(unit) + call.used_since_promotion_ps(unit)
+    return beta * (used_ps / PS_PER_S) - waited_s

@@ -1,6 +1,7 @@
 """The typed errors of the core that carry no rule of their own, each written once."""
 
 from scheduler_svc.core.call import Call
+from scheduler_svc.core.config import BadOption
 from scheduler_svc.core.errors import Refusal
 from scheduler_svc.core.ids import CallId, ExecutorId, ProgramId
 
@@ -52,6 +53,17 @@ def queue_full(limit: int) -> Refusal:
         limit=str(limit),
         value=str(limit + 1),
         retry_after_s=1.0,
+    )
+
+
+def bad_option(error: BadOption) -> Refusal:
+    """A setting cannot have this value."""
+    return Refusal(
+        reason="PARAMETER_OUT_OF_RANGE",
+        message=str(error),
+        field=error.field,
+        limit=error.limit,
+        value=str(error.value),
     )
 
 

@@ -18,6 +18,7 @@ from scheduler_svc.core.executor import Executor, PlannedRow, StepInFlight
 from scheduler_svc.core.ids import CallHandle, FrontendId, StreamHandle
 from scheduler_svc.core.lifecycle import Lifecycle
 from scheduler_svc.core.planner import hash_blocks
+from scheduler_svc.core.prices import PS_PER_S
 from scheduler_svc.core.refusals import executor_failed
 
 Ending = tuple[Call, FinishReason, int | None]
@@ -83,11 +84,12 @@ class ResultReader:
         now: float,
     ) -> list[Ending]:
         endings: list[Ending] = []
+        step_ps = round(result.step_s * PS_PER_S)
         for row in step.rows.values():
             if not executor.holds(row):
                 continue
             self._settle_row(executor, row, failed=row.handle in result.failures)
-            self._lifecycle.charge(row.call, result.step_s, now)
+            self._lifecycle.charge(row.call, step_ps, step_ps, now)
             if row.handle in tokens:
                 token = tokens[row.handle]
                 self._append(row.call, token)

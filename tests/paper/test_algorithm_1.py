@@ -81,7 +81,7 @@ def test_promotion_gives_quantum_and_keeps_the_service_counters() -> None:
     world.turn()
     assert (call.state, call.level) == (CallState.QUEUED, 1)
     world.pass_time(10.0)
-    assert (call.level, call.quantum_used_s, call.service_s) == (0, 0.0, 2.0)
+    assert (call.level, call.quantum_used_ps, call.service_s) == (0, 0, 2.0)
     assert world.core.statistics().promotions == 1
     world.run()
     assert world.finished[call_id].service_s == 20.0

@@ -1,6 +1,7 @@
 """The process table and the two formulas for priorities."""
 
 from scheduler_svc.core.ids import ProgramId
+from scheduler_svc.core.prices import PS_PER_S
 from scheduler_svc.core.process_table import Program
 from tests.unit.scheduler_core.world import TENANT, World
 
@@ -35,7 +36,7 @@ def test_plas_and_atlas_agree_on_a_chain() -> None:
     world = World()
     world.open("p")
     chain(world, "p", 3, 1, 5)
-    assert row(world, "p").critical_path_s == row(world, "p").completed_service_s == 9.0
+    assert row(world, "p").path_service_ps == row(world, "p").completed_service_ps == 9 * PS_PER_S
 
 
 def test_parallel_calls_add_for_plas_and_take_the_maximum_for_atlas() -> None:
@@ -47,7 +48,7 @@ def test_parallel_calls_add_for_plas_and_take_the_maximum_for_atlas() -> None:
         world.submit("p", prompt=2, max_tokens=length)
     world.run()
     assert row(world, "p").completed_service_s == 10.0
-    assert row(world, "p").critical_path_s == 7.0
+    assert row(world, "p").path_service_ps == 7 * PS_PER_S
 
 
 def test_a_call_inherits_the_programs_service_on_arrival() -> None:
@@ -57,7 +58,7 @@ def test_a_call_inherits_the_programs_service_on_arrival() -> None:
     chain(world, "p", 3)
     call = world.core.registry.live(world.submit("p"))
     assert call is not None
-    assert (call.level, call.entry_path_s) == (2, 3.0)
+    assert (call.level, call.entry_path.service_ps) == (2, 3 * PS_PER_S)
 
 
 def test_the_table_keeps_times_of_arrival_and_completion() -> None:

@@ -8,7 +8,7 @@ programs).
 from typing import TYPE_CHECKING
 
 from scheduler_svc.core.config import CoreConfig
-from scheduler_svc.core.policies.base import LevelTable
+from scheduler_svc.core.policies.base import FOREVER_PS, LevelTable
 
 if TYPE_CHECKING:
     from scheduler_svc.core.call import Call
@@ -16,17 +16,31 @@ if TYPE_CHECKING:
 
 
 class Fcfs:
-    """One level, in order of call arrival."""
+    """One level, in order of call arrival, whatever the options say: that is what the name promises."""
 
     name = "fcfs"
+    running_first = True
 
-    def __init__(self, _config: CoreConfig) -> None:
+    def __init__(self, config: CoreConfig) -> None:
+        self.unit = config.service_unit
         self.levels = LevelTable.single()
 
-    def service_at_arrival(self, _program: "Program") -> float:
-        """Service does not matter."""
-        return 0.0
+    def level_at_arrival(self, _call: "Call") -> int:
+        """There is but one."""
+        return 0
 
-    def tie(self, call: "Call") -> tuple[int, ...]:
-        """By call arrival, whatever `CoreConfig.tie` says: that is what the name promises."""
+    def level_of_next(self, _program: "Program") -> int:
+        """There is but one."""
+        return 0
+
+    def quantum_ps(self, _level: int) -> int:
+        """Nobody is demoted."""
+        return FOREVER_PS
+
+    def level_after_quantum(self, call: "Call") -> int:
+        """Never asked: the quantum is endless."""
+        return call.level
+
+    def tie(self, call: "Call", _enqueued: int) -> tuple[int, ...]:
+        """By call arrival."""
         return (call.seq,)

@@ -53,7 +53,7 @@ def generate_too_much(call: Call) -> None:
 
 
 def count_service_twice(call: Call) -> None:
-    call.program.completed_service_s += 1e3
+    call.program.completed_service_ps += 10**15
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,17 @@ import pytest
 
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
-from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.config import CoreConfig, ServiceUnit
 from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import CallId, ProgramId, StreamHandle
 from scheduler_svc.core.policies import make_policy
+from scheduler_svc.core.prices import PS_PER_S
 from scheduler_svc.core.process_table import Program
-from scheduler_svc.core.queues import MultilevelQueue, charge_quantum, promote, starves_in_s
+from scheduler_svc.core.queues import MultilevelQueue, promote, starves_in_s, use_quantum
 from tests.unit.scheduler_core.world import FRONTEND, TENANT
 
-POLICY = make_policy(CoreConfig(policy="plas", levels=3, first_quantum_s=1.0))
+SECONDS = ServiceUnit.SECONDS
+POLICY = make_policy(CoreConfig(policy="plas", service_unit=SECONDS, levels=3, first_quantum_s=1.0))
 
 
 def make_call(seq: int, *, level: int = 0, running: bool = False, program: Program | None = None) -> Call:
@@ -125,47 +127,48 @@ def test_a_waiting_call_may_displace_lower_levels_only() -> None:
 class TestQuantum:
     def test_is_used_up_step_by_step(self) -> None:
         call = make_call(1)
-        assert not charge_quantum(call, 0.6, POLICY)
-        assert charge_quantum(call, 0.6, POLICY)
-        assert (call.level, call.quantum_used_s) == (1, 0.0)
+        assert not use_quantum(call, 600_000_000_000, POLICY)
+        assert use_quantum(call, 600_000_000_000, POLICY)
+        assert (call.level, call.quantum_used_ps) == (1, 0)
 
     def test_the_next_level_gives_its_own(self) -> None:
         call = make_call(1, level=1)
-        assert not charge_quantum(call, 1.9, POLICY)
-        assert charge_quantum(call, 0.1, POLICY)
+        assert not use_quantum(call, 2 * PS_PER_S - 1, POLICY)
+        assert use_quantum(call, 1, POLICY), "exact to the picosecond"
 
     def test_nobody_leaves_the_last_level(self) -> None:
         call = make_call(1, level=2)
-        assert not charge_quantum(call, 1e9, POLICY)
+        assert not use_quantum(call, 10**6 * PS_PER_S, POLICY)
         assert call.level == 2
 
 
 class TestStarvation:
     def starving(self, *, level: int = 1, service_s: float = 2.0, waited_s: float = 0.0) -> Call:
         call = make_call(1, level=level)
-        call.program.completed_service_s = service_s
+        call.program.completed_service_ps = round(service_s * PS_PER_S)
         call.program.completed_waiting_s = waited_s
         return call
 
     def test_counts_program_and_call(self) -> None:
         call = self.starving(service_s=2.0, waited_s=5.0)
-        call.service_s = 1.0
-        assert starves_in_s(call, beta=10.0, now=4.0) == pytest.approx(10.0 * 3.0 - 5.0 - 4.0)
+        call.service_ps = PS_PER_S
+        assert starves_in_s(call, beta=10.0, now=4.0, unit=SECONDS) == pytest.approx(10.0 * 3.0 - 5.0 - 4.0)
 
     def test_not_from_the_first_level(self) -> None:
-        assert starves_in_s(self.starving(level=0), beta=10.0, now=1e9) is None
+        assert starves_in_s(self.starving(level=0), beta=10.0, now=1e9, unit=SECONDS) is None
 
     def test_no_service_at_all_does_not_divide_by_zero(self) -> None:
-        left_s = starves_in_s(self.starving(service_s=0.0), beta=10.0, now=1.0)
+        left_s = starves_in_s(self.starving(service_s=0.0), beta=10.0, now=1.0, unit=SECONDS)
         assert left_s is not None
         assert left_s <= 0
 
     def test_promotion_sets_level_and_quantum_and_keeps_lifetime_counters(self) -> None:
         call = self.starving()
-        call.service_s, call.quantum_used_s = 7.0, 0.5
+        call.service_ps, call.quantum_used_ps = 7 * PS_PER_S, PS_PER_S // 2
         promote(call, now=50.0)
-        assert (call.level, call.quantum_used_s) == (0, 0.0)
+        assert (call.level, call.quantum_used_ps) == (0, 0)
         assert call.service_s == 7.0
         assert call.waiting_s(50.0) == 50.0
         call.level = 1
-        assert starves_in_s(call, beta=10.0, now=50.0) == pytest.approx(20.0), "the call's own share restarts"
+        left_s = starves_in_s(call, beta=10.0, now=50.0, unit=SECONDS)
+        assert left_s == pytest.approx(20.0), "the call's own share restarts"

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.config import CoreConfig, ServiceUnit
 from scheduler_svc.core.core import Core
 from scheduler_svc.core.effects import (
     AnnounceCall,
@@ -60,10 +60,11 @@ def executor_spec(executor_id: str = "executor-1", **changes: Any) -> ExecutorSp
 
 
 class World:
-    """Feeds the core, obeys its effects, checks its invariants after every event."""
+    """Feeds the core, obeys its effects, checks its invariants after every event. Service is in seconds of steps
+    unless a test says otherwise."""
 
     def __init__(self, *, executors: Sequence[ExecutorSpec] = (executor_spec(),), **config: Any) -> None:
-        self.core = Core(CoreConfig(**config))
+        self.core = Core(CoreConfig(**({"service_unit": ServiceUnit.SECONDS} | config)))
         self.now = 100.0
         self.executors: dict[ExecutorId, ObedientExecutor] = {}
         self.specs: dict[CallId, CallSpec] = {}
