@@ -101,7 +101,12 @@ async def _started(stepper: Stepper, stop: asyncio.Event) -> RunnerInfo | None:
         return None
     info = starting.result()
     log.info(
-        "runner_ready", runner=info.runner, model=info.model, device=info.device, num_blocks=info.num_blocks
+        "runner_ready",
+        runner=info.runner,
+        model=info.model,
+        device=info.device,
+        num_blocks=info.num_blocks,
+        host_blocks=info.host_blocks,
     )
     return info
 

@@ -56,7 +56,12 @@ class ExecutorSettings(ServiceSettings):
     num_gpu_blocks_override: int | None = Field(
         default=None, ge=2, description="KV blocks on the device, whatever memory would allow"
     )
-    host_blocks: int = Field(default=0, ge=0, description="KV blocks of the host tier")
+    host_blocks: int = Field(
+        default=0,
+        ge=0,
+        description="KV blocks of the host tier, whatever --host-kv-gib would hold (0: not fixed); "
+        "a simulated executor has no others",
+    )
     max_plans_in_flight: int = Field(
         default=2, ge=1, le=2, description="1: lockstep, 2: the next plan arrives while a step runs"
     )
@@ -70,6 +75,11 @@ class ExecutorSettings(ServiceSettings):
         default="auto", description="data type of weights; vLLM's auto turns float32 models into bfloat16"
     )
     kv_cache_gib: float | None = Field(default=None, gt=0, description="GiB of KV cache; CPU default: 4")
+    host_kv_gib: float | None = Field(
+        default=None,
+        ge=0,
+        description="GiB of main memory for swapped KV; 0: none; default: 4, at most a quarter of the free",
+    )
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, le=1, description="fraction of GPU memory to use; default: vLLM's, or --gpu-share"
     )

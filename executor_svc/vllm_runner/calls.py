@@ -8,7 +8,9 @@ known here:
     |---------------------|  |------|     a plan may compute up to here
     |-------- computed ------|
 
-A plan is checked completely before anything changes, so a violation leaves the book as it was.
+A plan is checked completely before anything changes, so a violation leaves the book as it was. What the
+blocks of either tier hold is the scheduler's to know; the copies between them are checked to name blocks that
+exist, and no target twice in one list.
 A failed call stays in the book: its rows are skipped, for the plan that names it may be under way already.
 """
 
@@ -17,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from executor_svc.runner import PlanViolation, StepPlan
 
@@ -79,6 +83,15 @@ class Batch:
     released: list[Call]
     failed: list[Call]
     """Named by the plan for the first time since they failed."""
+    swap_out: np.ndarray
+    """(device block, host block) of each copy done first. int64, shape (copies, 2)."""
+    swap_in: np.ndarray
+    """(host block, device block) of each copy done second."""
+
+    @property
+    def copies(self) -> int:
+        """Blocks copied between the tiers."""
+        return len(self.swap_out) + len(self.swap_in)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +134,9 @@ class CallBook:
         named = {handle: self._known(handle) for handle in plan.handles}
         rows = self._rows(plan, named)
         self._check_budget(rows)
+        swap_out, swap_in = _pairs(plan.swap_out), _pairs(plan.swap_in)
+        if len(swap_out) or len(swap_in):
+            self._check_swaps(plan.step, swap_out, swap_in)
         released = [self._known(handle) for handle in plan.released]
         batch = Batch(
             step=plan.step,
@@ -128,6 +144,8 @@ class CallBook:
             left=self._left(rows, released),
             released=released,
             failed=[call for call in named.values() if call.failure and not call.failure_reported],
+            swap_out=swap_out,
+            swap_in=swap_in,
         )
         self._commit(batch, named)
         return batch
@@ -139,8 +157,6 @@ class CallBook:
             raise PlanViolation(f"step {plan.step} names a handle twice")
         if not set(plan.released).isdisjoint(plan.handles):
             raise PlanViolation(f"step {plan.step} runs a call that it releases")
-        if (plan.swap_in or plan.swap_out) and not self.limits.host_blocks:
-            raise PlanViolation(f"step {plan.step} swaps, but the executor has no host blocks")
         rows = {*plan.chunks, *plan.joined, *plan.blocks}
         if rows and (min(rows) < 0 or max(rows) >= len(plan.handles)):
             raise PlanViolation(f"step {plan.step} describes a row outside its {len(plan.handles)} handles")
@@ -207,6 +223,18 @@ class CallBook:
         if (tokens := sum(row.chunk for row in rows)) > limits.max_num_batched_tokens:
             raise PlanViolation(f"{tokens} tokens in a step, the limit is {limits.max_num_batched_tokens}")
 
+    def _check_swaps(self, step: int, swap_out: np.ndarray, swap_in: np.ndarray) -> None:
+        limits = self.limits
+        if not limits.host_blocks:
+            raise PlanViolation(f"step {step} swaps, but the executor has no host blocks")
+        for blocks in (swap_out[:, 0], swap_in[:, 1]):
+            _check_ids("swapped block", blocks, 1, limits.num_blocks)
+        for blocks in (swap_out[:, 1], swap_in[:, 0]):
+            _check_ids("host block", blocks, 0, limits.host_blocks)
+        for targets in (swap_out[:, 1], swap_in[:, 1]):
+            if len(targets) != len(np.unique(targets)):
+                raise PlanViolation(f"step {step} copies two blocks of one list to the same place")
+
     def _left(self, rows: Sequence[Row], released: Sequence[Call]) -> list[Call]:
         staying = {row.call.handle for row in rows} | {call.handle for call in released}
         return [call for handle, call in self._last_run.items() if handle not in staying]
@@ -224,3 +252,17 @@ class CallBook:
         self._last_step = batch.step
         self._last_batch = named
         self._last_run = {row.call.handle: row.call for row in batch.rows}
+
+
+_NO_PAIRS = np.empty((0, 2), dtype=np.int64)
+
+
+def _pairs(swaps: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.array(swaps, dtype=np.int64).reshape(-1, 2) if len(swaps) else _NO_PAIRS
+
+
+def _check_ids(name: str, blocks: np.ndarray, least: int, end: int) -> None:
+    """Raises: PlanViolation when an id is outside [least, end)."""
+    wrong = blocks[(blocks < least) | (blocks >= end)]
+    if len(wrong):
+        raise PlanViolation(f"{name} {wrong[0]} is not in {least}..{end - 1}")

@@ -43,8 +43,10 @@ class VllmRunnerConfig:
     """Frontends must use the same. "auto" is refused: it picks per call, an executor holds one."""
     reasoning_parser: str = ""
     seed: int = 0
+    host_kv_bytes: int = 0
+    """Memory for the host tier of the KV cache, all ranks together; 0: no host tier."""
     host_blocks: int = 0
-    """KV blocks of the host tier. Invariant: 0 until swapping exists."""
+    """KV blocks of the host tier, whatever `host_kv_bytes` would hold; 0: not fixed."""
     max_plans_in_flight: int = 2
     """1 = lockstep, 2 = one plan ahead."""
     cpu_threads: int | None = None

@@ -11,6 +11,15 @@ from executor_svc.vllm_runner.grammars import Grammars
 from protos.autellix.executor.v1 import executor_pb2 as pb
 
 
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step took: seconds of model execution, seconds and bytes of copies between the tiers."""
+
+    step_s: float
+    swap_s: float = 0.0
+    swap_bytes: int = 0
+
+
 @dataclass(slots=True)
 class _Sampled:
     handles: list[int] = field(default_factory=list)
@@ -19,7 +28,7 @@ class _Sampled:
     failures: dict[int, str] = field(default_factory=dict)
 
 
-def apply_output(batch: Batch, output: ModelRunnerOutput, grammars: Grammars, step_s: float) -> StepResult:
+def apply_output(batch: Batch, output: ModelRunnerOutput, grammars: Grammars, cost: StepCost) -> StepResult:
     """Reads the sampled tokens in plan order, appends them to their calls and advances their grammars.
 
     A call that fails on the way is reported without a token; the others are not affected.
@@ -32,9 +41,11 @@ def apply_output(batch: Batch, output: ModelRunnerOutput, grammars: Grammars, st
         step=batch.step,
         handles=sampled.handles,
         tokens=sampled.tokens,
-        step_s=step_s,
+        step_s=cost.step_s,
         failures=sampled.failures,
         payloads=sampled.payloads,
+        swap_s=cost.swap_s,
+        swap_bytes=cost.swap_bytes,
     )
 
 

@@ -1,12 +1,16 @@
 """Runs plans on vLLM's Executor: check, translate, step, read.
 
-    plan -> CallBook.compose -> Translator -> execute_model -> bitmask -> sample_tokens -> apply_output
+    plan -> CallBook.compose -> Translator -> swap -> execute_model -> bitmask -> sample_tokens -> results
 
 Two ways to drive the workers. A synchronous worker (model runner V1: all of CPU) does the whole step inside
 `execute`; plans sent ahead wait in the caller's queue. An asynchronous one (V2 under async scheduling)
 returns from `execute` while the device works, so the next plan is put together meanwhile; its `Pending` waits
 for the tokens on the result thread. There only a batch with grammars waits in `execute`: its bitmask needs
 the tokens before.
+
+Copies between the tiers are done by the workers (`host_pool`) before the step that comes with them, if any. A
+synchronous worker has finished them when the forward pass starts; an asynchronous one orders them on the
+device, and its copy seconds are taken off the step's when both are known.
 
 Calls are touched by the step thread (compose, translate) and, in the asynchronous case, by the result thread
 (apply): `_calls_lock` guards them. Steps are resolved in order, by whoever comes first.
@@ -17,6 +21,7 @@ The asynchronous path needs a GPU with Triton; it has been run only against the 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from threading import Lock, RLock
 
 from vllm.platforms import current_platform
@@ -28,7 +33,7 @@ from executor_svc.runner import AnnouncedCall, Pending, PlanViolation, RunnerInf
 from executor_svc.vllm_runner.admission import admit
 from executor_svc.vllm_runner.calls import Batch, Call, CallBook, Limits
 from executor_svc.vllm_runner.grammars import Grammars
-from executor_svc.vllm_runner.results import apply_output
+from executor_svc.vllm_runner.results import StepCost, apply_output
 from executor_svc.vllm_runner.startup import Engine
 from executor_svc.vllm_runner.translate import Translation, Translator, TranslatorV1, TranslatorV2
 
@@ -44,16 +49,23 @@ class _Done:
 
 
 class _Running:
-    """A step the device may still be working on."""
+    """A step the device may still be working on.
+
+    Args:
+        copies: answers to autellix_swap and autellix_swap_s; None when the step copies nothing.
+        apply: makes the result of the model's output, the step's seconds and those of its copies.
+    """
 
     def __init__(
         self,
         before: "_Running | None",
         tokens: Future[ModelRunnerOutput],
-        apply: Callable[[ModelRunnerOutput, float], StepResult],
+        copies: tuple[Future[object], Future[list[float]]] | None,
+        apply: Callable[[ModelRunnerOutput, float, float], StepResult],
     ) -> None:
         self._before = before
         self._tokens = tokens
+        self._copies = copies
         self._apply = apply
         self._started = time.perf_counter()
         self._ended = 0.0
@@ -75,7 +87,12 @@ class _Running:
             self._before = None
         output = self._tokens.result()
         self._ended = time.perf_counter()
-        return self._apply(output, self._ended - started)
+        swap_s = 0.0
+        if self._copies is not None:
+            done, seconds = self._copies
+            done.result()  # raises what went wrong on a worker
+            swap_s = max(seconds.result())
+        return self._apply(output, max(0.0, self._ended - started - swap_s), swap_s)
 
 
 class VllmRunner:
@@ -166,12 +183,21 @@ class VllmRunner:
         executor = self._engine.executor
         if translation.adopted:
             executor.collective_rpc("autellix_adopt", args=(translation.adopted,))
+        swap_s = self._swap(batch)
         started = time.perf_counter()
         output = executor.execute_model(translation.output)
         if output is None:
             output = self._sample(batch)
-        step_s = time.perf_counter() - started if batch.rows else 0.0
-        return apply_output(batch, output, self._grammars, step_s)
+        step_s = time.perf_counter() - started
+        return self._apply(batch, output, step_s, swap_s)
+
+    def _swap(self, batch: Batch) -> float:
+        """Copies blocks between the tiers; returns the seconds that the slowest rank took."""
+        if not batch.copies:
+            return 0.0
+        executor = self._engine.executor
+        executor.collective_rpc("autellix_swap", args=(batch.swap_out, batch.swap_in))
+        return max(executor.collective_rpc("autellix_swap_s"))
 
     def _sample(self, batch: Batch) -> ModelRunnerOutput:
         executor = self._engine.executor
@@ -185,20 +211,27 @@ class VllmRunner:
             executor.collective_rpc("autellix_return_generators")
 
     def _launch(self, batch: Batch, translation: Translation) -> Pending:
-        """Starts a step on an asynchronous worker."""
+        """Starts a step on an asynchronous worker. Waits for none of the workers' answers: the result thread
+        may be reading them."""
         executor = self._engine.executor
-        forward = executor.execute_model(translation.output, non_block=True)
-        if not batch.rows:
-            return _Done(apply_output(batch, forward.result(), self._grammars, 0.0))
+        copies = None
+        if batch.copies:
+            lists = (batch.swap_out, batch.swap_in)
+            done = executor.collective_rpc("autellix_swap", args=lists, non_block=True)
+        tokens = executor.execute_model(translation.output, non_block=True)
         if translation.output.has_structured_output_requests and self._last is not None:
             self._last.result()
-        tokens = executor.sample_tokens(self._bitmask(batch), non_block=True)
-        self._last = _Running(self._last, tokens, lambda output, step_s: self._apply(batch, output, step_s))
+        if batch.rows:
+            tokens = executor.sample_tokens(self._bitmask(batch), non_block=True)
+        if batch.copies:  # asked after the step was launched: whoever waits for copies holds up no device
+            copies = done, executor.collective_rpc("autellix_swap_s", non_block=True)
+        self._last = _Running(self._last, tokens, copies, partial(self._apply, batch))
         return self._last
 
-    def _apply(self, batch: Batch, output: ModelRunnerOutput, step_s: float) -> StepResult:
+    def _apply(self, batch: Batch, output: ModelRunnerOutput, step_s: float, swap_s: float) -> StepResult:
+        cost = StepCost(step_s if batch.rows else 0.0, swap_s, batch.copies * self._info.block_bytes)
         with self._calls_lock:
-            return apply_output(batch, output, self._grammars, step_s)
+            return apply_output(batch, output, self._grammars, cost)
 
     def _bitmask(self, batch: Batch) -> GrammarOutput | None:
         return self._grammars.bitmask([row.call for row in batch.rows if row.samples and row.call.grammar])

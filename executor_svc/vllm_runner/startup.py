@@ -2,13 +2,14 @@
 
 The order is that of vLLM's engine core (vllm/v1/engine/core.py, `_initialize_kv_caches`): workers and
 weights, KV specs, layout, available memory, KV configuration, KV tensors, warm-up. What a plan cannot express
-is refused here, before the memory is taken.
+is refused here, before the memory is taken. The host tier is taken last, in blocks like the device's.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import vllm
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -30,6 +31,8 @@ from executor_svc.runner import RunnerInfo
 from executor_svc.vllm_runner.config import ModelMissing, UnsupportedModel, VllmRunnerConfig, to_engine_args
 from svc_runtime.fingerprint import model_fingerprint, tokenizer_fingerprint
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
@@ -40,6 +43,8 @@ class Engine:
     kv_cache_config: KVCacheConfig
     block_size: int
     block_bytes: int
+    """Of one block over all layers and ranks."""
+    host_blocks: int
 
     @property
     def num_blocks(self) -> int:
@@ -61,10 +66,10 @@ def start_engine(config: VllmRunnerConfig) -> Engine:
     """
     _require_directory(config.model)
     vllm_config = load_vllm_config(config)
-    _refuse_config(config, vllm_config)
+    _refuse_config(vllm_config)
     executor = Executor.get_class(vllm_config)(vllm_config)
     try:
-        return _with_kv_cache(executor, vllm_config)
+        return _with_kv_cache(executor, vllm_config, config)
     except BaseException:
         executor.shutdown()
         raise
@@ -84,7 +89,7 @@ def describe(engine: Engine, config: VllmRunnerConfig) -> RunnerInfo:
         simulated=False,
         block_size=engine.block_size,
         num_blocks=engine.num_blocks,
-        host_blocks=0,
+        host_blocks=engine.host_blocks,
         block_bytes=engine.block_bytes,
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
@@ -121,7 +126,7 @@ def _create_config(args: dict[str, Any]) -> VllmConfig:
     return EngineArgs(**args | {"structured_outputs_config": structured}).create_engine_config()
 
 
-def _refuse_config(config: VllmRunnerConfig, vllm_config: VllmConfig) -> None:
+def _refuse_config(vllm_config: VllmConfig) -> None:
     model = vllm_config.model_config
     refusals = {
         "multimodal models are not served: plans carry tokens only": model.is_multimodal_model,
@@ -138,7 +143,6 @@ def _refuse_config(config: VllmRunnerConfig, vllm_config: VllmConfig) -> None:
         "structured_output_backend must name one backend, not 'auto'": (
             vllm_config.structured_outputs_config.backend == "auto"
         ),
-        f"host_blocks is {config.host_blocks}, this runner has no host tier: limit 0": config.host_blocks > 0,
     }
     _raise_first(refusals)
 
@@ -162,7 +166,7 @@ def _raise_first(refusals: dict[str, bool]) -> None:
             raise UnsupportedModel(reason)
 
 
-def _with_kv_cache(executor: Executor, vllm_config: VllmConfig) -> Engine:
+def _with_kv_cache(executor: Executor, vllm_config: VllmConfig, config: VllmRunnerConfig) -> Engine:
     register_all_kvcache_specs(vllm_config)
     specs = executor.get_kv_cache_specs()
     layers = [spec for rank in specs for spec in rank.values()]
@@ -173,13 +177,33 @@ def _with_kv_cache(executor: Executor, vllm_config: VllmConfig) -> Engine:
     block_size = _publish_block_sizes(vllm_config, rank_configs, kv_cache_config)
     executor.initialize_from_config(rank_configs)
     executor.compile_or_warm_up_model()
+    block_bytes = sum(spec.page_size_bytes for spec in layers)
     return Engine(
         executor=executor,
         vllm_config=vllm_config,
         kv_cache_config=kv_cache_config,
         block_size=block_size,
-        block_bytes=sum(spec.page_size_bytes for spec in layers),
+        block_bytes=block_bytes,
+        host_blocks=_open_host_tier(executor, config, block_bytes),
     )
+
+
+def _open_host_tier(executor: Executor, config: VllmRunnerConfig, block_bytes: int) -> int:
+    """Has every rank take memory for host blocks; returns their number.
+
+    Raises: UnsupportedModel when the memory is not to be had.
+    """
+    host_blocks = config.host_blocks or config.host_kv_bytes // block_bytes
+    gib = round(host_blocks * block_bytes / 2**30, 3)
+    if host_blocks:
+        try:
+            executor.collective_rpc("autellix_open_host_pool", args=(host_blocks,))
+        except (MemoryError, RuntimeError, ValueError) as error:
+            raise UnsupportedModel(
+                f"there can be no host tier of {gib} GiB ({error}); --host-kv-gib 0 serves without"
+            ) from error
+    log.info("host_tier", host_blocks=host_blocks, gib=gib, block_bytes=block_bytes)
+    return host_blocks
 
 
 def _kv_cache_configs(

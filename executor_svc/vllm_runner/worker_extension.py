@@ -1,4 +1,4 @@
-"""Methods added to vLLM's worker: what plans need from model runner V1 and vLLM's scheduler never asks for.
+"""Methods added to vLLM's worker: what plans need and vLLM's scheduler never asks for.
 
 vLLM mixes this class into its worker (`worker_extension_cls`), in every rank; the runner calls the methods
 with `collective_rpc`. All run between two steps, or between the forward pass and the sampling of one.
@@ -12,6 +12,8 @@ import torch
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+from executor_svc.vllm_runner.host_pool import HostPool, Pairs, open_host_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,26 @@ class WorkerExtension:
 
     model_runner: Any
     _autellix_held_generators: dict[int, torch.Generator]
+    _autellix_host_pool: HostPool
+
+    def autellix_open_host_pool(self, host_blocks: int) -> int:
+        """Takes memory for so many host blocks.
+
+        Returns: bytes of one block on this rank.
+        Raises: ValueError, RuntimeError; see open_host_pool.
+        """
+        runner = self.model_runner
+        num_blocks = runner.kv_cache_config.num_blocks
+        self._autellix_host_pool = open_host_pool(runner.kv_caches, num_blocks, host_blocks)
+        return self._autellix_host_pool.block_bytes
+
+    def autellix_swap(self, swap_out: Pairs, swap_in: Pairs) -> None:
+        """Copies blocks between device and host: after the steps so far, before the next one."""
+        self._autellix_host_pool.copy(swap_out, swap_in)
+
+    def autellix_swap_s(self) -> float:
+        """Waits for the last `autellix_swap`; returns the seconds of its copies."""
+        return self._autellix_host_pool.seconds()
 
     def autellix_adopt(self, calls: list[AdoptedCall]) -> None:
         """Puts calls into model runner V1 as if they had run here and been preempted.

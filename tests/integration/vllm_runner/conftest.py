@@ -8,7 +8,7 @@ import pytest
 
 from executor_svc.runner import Runner
 from executor_svc.vllm_runner import VllmRunnerConfig, make_runner
-from tests.integration.vllm_runner.toy_planner import BLOCK_SIZE
+from tests.integration.vllm_runner.toy_planner import BLOCK_SIZE, HOST_BLOCKS
 
 # These run in this process and have warnings of their own; ours stay errors.
 OTHERS = ("torch", "vllm", "xgrammar")
@@ -37,6 +37,7 @@ def loaded_runner(tiny_model: Path) -> Iterator[Runner]:
             block_size=BLOCK_SIZE,
             num_gpu_blocks_override=512,
             kv_cache_gib=0.5,
+            host_blocks=HOST_BLOCKS,
             enforce_eager=True,
         )
     )

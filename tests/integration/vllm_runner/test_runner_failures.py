@@ -184,7 +184,6 @@ def test_model_that_is_not_there() -> None:
     ("fields", "words"),
     [
         ({"structured_output_backend": "auto"}, "structured_output_backend"),
-        ({"host_blocks": 4}, "host_blocks is 4"),
         ({"engine_args": {"runner": "pooling"}}, "pooling"),
     ],
 )

@@ -40,7 +40,12 @@ def expected(answers: Answers) -> list[list[int]]:
     return [answer["token_ids"] for answer in answers]
 
 
-def preempting(planner: ToyPlanner, preempt: Callable[[ToyCall], None], every: int = 7) -> list[ToyCall]:
+def preempting(
+    planner: ToyPlanner,
+    preempt: Callable[[ToyCall], None],
+    resume: Callable[[ToyCall], None] | None = None,
+    every: int = 7,
+) -> list[ToyCall]:
     """Runs REQUESTS; every few steps a third of the calls leave, and come back three steps later."""
     calls = [planner.submit(request) for request in REQUESTS]
     preempted, turn = 0, 0
@@ -53,7 +58,7 @@ def preempting(planner: ToyPlanner, preempt: Callable[[ToyCall], None], every: i
                     preempted += 1
             planner.run(3)
             for call in calls:
-                planner.resume(call)
+                (resume or planner.resume)(call)
     planner.finish()
     assert preempted >= 40
     return calls
@@ -80,6 +85,20 @@ def test_pause_in_place(runner: Runner, answers: Answers, ahead: bool) -> None:
 def test_blocks_lost_and_recomputed(runner: Runner, answers: Answers, ahead: bool) -> None:
     planner = ToyPlanner(runner, token_budget=256, ahead=ahead)
     assert tokens(preempting(planner, planner.evict)) == expected(answers)
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["lockstep", "one_ahead"])
+def test_blocks_swapped_and_returned_to_other_places(runner: Runner, answers: Answers, ahead: bool) -> None:
+    planner = ToyPlanner(runner, ahead=ahead)
+    assert tokens(preempting(planner, planner.swap)) == expected(answers)
+    assert planner.swap_bytes > 100 * runner.info.block_bytes
+
+
+def test_swap_in_left_out_on_purpose_changes_the_tokens(runner: Runner, answers: Answers) -> None:
+    planner = ToyPlanner(runner)
+    calls = preempting(planner, planner.swap, planner.forget_swap_in)
+    wrong = [call.outputs != right for call, right in zip(calls, expected(answers), strict=True)]
+    assert sum(wrong) > len(wrong) / 2
 
 
 def test_recompute_left_out_on_purpose_changes_the_tokens(runner: Runner, answers: Answers) -> None:

@@ -5,6 +5,9 @@ budget and hands out blocks from a free list. Tests preempt through it:
 
     hold(call)              pause in place: the blocks stay
     evict(call)             the blocks go to others; the call is computed again from its first token
+    swap(call)              the next plan copies the blocks to the host and gives them away; the plan after
+                            `resume` copies them back to others
+    forget_swap_in(call)    the broken `resume` of a swapped call: other blocks, but nothing is copied back
     forget_recompute(call)  the broken variant: fresh blocks, but the call claims that they hold its KV
     move_everything()       the executor forgets all (reset); calls continue there as if they came from
     elsewhere
@@ -19,6 +22,7 @@ import msgspec
 from executor_svc.runner import AnnouncedCall, Pending, Runner, StepPlan, StepResult
 
 BLOCK_SIZE = 32
+HOST_BLOCKS = 256
 PARAMS_FORMAT = "vllm-0.32.0/msgpack"
 EOS = 2
 STEPS_MAX = 5000
@@ -45,6 +49,8 @@ class ToyCall:
     outputs: list[int] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    host: list[int] = field(default_factory=list)
+    """Host blocks that hold its KV while it is swapped."""
     computed: int = 0
     in_flight: int = 0
     held: bool = False
@@ -84,10 +90,15 @@ class ToyPlanner:
         self._ahead = ahead
         self._pending: Pending | None = None
         self._busy = False
+        self.swap_bytes = 0
+        self.swap_s = 0.0
         self._forget()
 
     def _forget(self) -> None:
         self._free = list(range(1, self.runner.info.num_blocks))
+        self._free_host = list(range(self.runner.info.host_blocks))
+        self._swap_out: list[tuple[int, int]] = []
+        self._swap_in: list[tuple[int, int]] = []
         self._step = 0
         self._by_handle: dict[int, ToyCall] = {}
         self._released: list[int] = []
@@ -136,9 +147,31 @@ class ToyPlanner:
         call.computed = computed
         call.blocks = [self._free.pop(0) for _ in range(-(-computed // BLOCK_SIZE))]
 
+    def swap(self, call: ToyCall) -> None:
+        """Moves the blocks to the host, also while a token is in flight: the copies come after that step."""
+        call.held = True
+        filled = -(-call.computed // BLOCK_SIZE)
+        call.host = [self._free_host.pop() for _ in range(filled)]
+        self._swap_out += zip(call.blocks[:filled], call.host, strict=True)
+        self._free[:0] = call.blocks  # first in line: whoever comes next writes into them
+        call.blocks = []
+
+    def forget_swap_in(self, call: ToyCall) -> None:
+        """Breaks the rule: lets a swapped call back without the content of its blocks."""
+        self.resume(call)
+        self._free_host += [host for host, _ in self._swap_in]
+        self._swap_in = []
+
     def resume(self, call: ToyCall) -> None:
-        """Lets a held call back."""
+        """Lets a held call back, a swapped one in blocks from the end of the line."""
         call.held = False
+        if call.ended:
+            self._free_host += call.host
+        else:
+            fresh = [self._free.pop() for _ in call.host]
+            self._swap_in += zip(call.host, fresh, strict=True)
+            call.blocks += fresh
+        call.host = []
 
     def move_everything(self) -> None:
         """The executor registers anew; every live call continues from its tokens."""
@@ -146,7 +179,7 @@ class ToyPlanner:
         self.runner.reset()
         self._forget()
         for call in self.calls:
-            call.blocks, call.computed, call.in_batch = [], 0, False
+            call.blocks, call.host, call.computed, call.in_batch = [], [], 0, False
             if not call.ended and not call.failure:
                 self._announce(call)
 
@@ -198,6 +231,9 @@ class ToyPlanner:
         for call, _ in rows:
             call.in_batch = True
         released, self._released = self._released, []
+        swap_out, self._swap_out = self._swap_out, []
+        swap_in, self._swap_in = self._swap_in, []
+        self._free_host += [host for host, _ in swap_in]  # not before: swap_out comes first
         return StepPlan(
             step=self._step,
             handles=[call.handle for call, _ in rows],
@@ -205,6 +241,8 @@ class ToyPlanner:
             joined=joined,
             blocks=blocks,
             released=released,
+            swap_out=swap_out,
+            swap_in=swap_in,
         )
 
     def _choose(self) -> list[tuple[ToyCall, int]]:
@@ -226,6 +264,8 @@ class ToyPlanner:
         return new
 
     def _absorb(self, result: StepResult) -> None:
+        self.swap_bytes += result.swap_bytes
+        self.swap_s += result.swap_s
         for handle, failure in result.failures.items():
             call = self._by_handle[handle]
             assert not call.failure, "a failure is reported once"
