@@ -78,6 +78,10 @@ lint: setup ## ruff, mypy, buf, compose config, hadolint
 bench-split: setup ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
 	$(PY) -m bench.split $(ARGS)
 
+.PHONY: bench-core
+bench-core: setup ## Measure a scheduling step, and vLLM's -> bench/results/core.json (ARGS=--quick)
+	$(PY) -m bench.core $(ARGS)
+
 .PHONY: images-local
 images-local: ## Build and start the images without a Docker engine; root, buildah, podman (TARGETS= MODEL= VOLUMES=)
 	TARGETS="$(TARGETS)" MODEL="$(MODEL)" VOLUMES="$(VOLUMES)" scripts/images_local.sh
