@@ -52,7 +52,7 @@ FRONTEND = FrontendId("frontend-1")
 
 WARM_UP_STEPS = 60
 PROGRAMS_PER_ROW = 4
-"""Programs that take turns, for each seat: a call that starts is not of the program that just had its seat."""
+"""Programs for each seat, taking turns: a call that starts is not of the program that just left the seat."""
 QUANTUM_S = 1e6
 """Nobody uses a quantum up: a demotion makes a step a busy one, and steady steps are to be steady."""
 
