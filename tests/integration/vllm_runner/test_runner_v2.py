@@ -2,7 +2,8 @@
 
 V2 needs Triton and a GPU; what can be checked without is what we tell it. The stand-in keeps slots and tokens
 as V2 does (`finish_requests`, `add_requests` and `update_requests` in vllm/v1/worker/gpu/model_runner.py),
-computes a next token from all tokens of a call, and answers only when its future is asked.
+writes each computed token into its block, makes a next token of all tokens that the call's blocks hold, and
+answers only when its future is asked. Copies between the tiers happen in the order of their launch.
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from executor_svc.runner import Runner
-from tests.integration.vllm_runner.toy_planner import ToyPlanner, generate
+from tests.integration.vllm_runner.toy_planner import BLOCK_SIZE, ToyCall, ToyPlanner, generate
 
 SLOTS = 64
+COPY_S = 60.0
+"""What a block's copy takes, it says: longer than any step here."""
 
 
 class LazyFuture(Future):
@@ -41,10 +44,35 @@ class V2StandIn:
         self.blocks: dict[str, list[int]] = {}
         self.unanswered: list[LazyFuture] = []
         self.deepest = 0
+        self.device: dict[int, dict[int, int]] = {}
+        """block -> slot -> token"""
+        self.host: dict[int, dict[int, int]] = {}
+        self.copied = 0
+        self.copies_fail = False
         self._output: Any = None
 
-    def collective_rpc(self, method: str, args: tuple = ()) -> None:
-        assert method == "autellix_abandon_step"
+    def collective_rpc(self, method: str, args: tuple = (), non_block: bool = False) -> Future | None:
+        if method == "autellix_abandon_step":
+            return None
+        assert non_block, "the result thread may be reading answers"
+        return {"autellix_swap": self._swap, "autellix_swap_s": self._swap_s}[method](*args)
+
+    def _swap(self, swap_out: Any, swap_in: Any) -> Future:
+        done: Future = Future()
+        if self.copies_fail:
+            done.set_exception(RuntimeError("the copy engine is gone"))
+            return done
+        for device, host in swap_out.tolist():
+            self.host[host] = dict(self.device.get(device, {}))
+        for host, device in swap_in.tolist():
+            self.device[device] = dict(self.host[host])
+        self.copied = len(swap_out) + len(swap_in)
+        done.set_result([None])
+        return done
+
+    def _swap_s(self) -> Future:
+        copied = self.copied
+        return LazyFuture(lambda: [copied * COPY_S / 2, copied * COPY_S])
 
     def execute_model(self, output: Any, non_block: bool = False) -> Any:
         from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
@@ -81,13 +109,20 @@ class V2StandIn:
         return future
 
     def _advance(self, req_id: str, tokens: int) -> list[int]:
-        known = self.slots[req_id]
-        self.computed[req_id] += tokens
-        assert self.computed[req_id] <= len(known)
-        if self.computed[req_id] < len(known):
+        known, start = self.slots[req_id], self.computed[req_id]
+        end = self.computed[req_id] = start + tokens
+        assert end <= len(known)
+        for position in range(start, end):
+            block, slot = self._place(req_id, position)
+            self.device.setdefault(block, {})[slot] = known[position]
+        if end < len(known):
             return []
-        known.append(next_token(known))
+        places = [self._place(req_id, position) for position in range(end)]
+        known.append(next_token([self.device.get(block, {}).get(slot, -1) for block, slot in places]))
         return [known[-1]]
+
+    def _place(self, req_id: str, position: int) -> tuple[int, int]:
+        return self.blocks[req_id][position // BLOCK_SIZE], position % BLOCK_SIZE
 
     def _answer(self, future: LazyFuture, sampled: dict[str, list[int]]) -> Any:
         from vllm.v1.outputs import ModelRunnerOutput
@@ -159,6 +194,59 @@ def test_pauses_and_evictions_free_slots_and_come_back_whole(
             planner.resume(call)
     planner.finish()
     assert [call.outputs for call in calls] == [reference(call.request) for call in calls]
+
+
+def swapping(planner: ToyPlanner, resume: Callable[[ToyCall], None]) -> list[ToyCall]:
+    """Runs nine calls, of which a third after the other goes to the host and comes back."""
+    calls = [planner.submit(request) for request in requests(9)]
+    for turn in range(6):
+        planner.run(2)
+        for call in calls[turn % 3 :: 3]:
+            if not call.ended:
+                planner.swap(call)
+        planner.run(2)
+        for call in calls:
+            resume(call)
+    planner.finish()
+    return calls
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["lockstep", "one_ahead"])
+def test_copies_are_launched_in_the_order_of_the_steps(v2: tuple[Runner, V2StandIn], ahead: bool) -> None:
+    planner = ToyPlanner(v2[0], token_budget=200, ahead=ahead)
+    calls = swapping(planner, planner.resume)
+    assert [call.outputs for call in calls] == [reference(call.request) for call in calls]
+    blocks, remainder = divmod(planner.swap_bytes, v2[0].info.block_bytes)
+    assert (remainder, blocks >= 20) == (0, True)
+    assert planner.swap_s == pytest.approx(blocks * COPY_S), "the slowest rank's"
+
+
+def test_the_stand_in_misses_what_is_not_copied_back(v2: tuple[Runner, V2StandIn]) -> None:
+    planner = ToyPlanner(v2[0], token_budget=200, ahead=True)
+    calls = swapping(planner, planner.forget_swap_in)
+    wrong = [call.outputs != reference(call.request) for call in calls]
+    assert sum(wrong) > len(wrong) / 2
+
+
+def test_the_seconds_of_copies_are_not_the_steps(v2: tuple[Runner, V2StandIn]) -> None:
+    planner = ToyPlanner(v2[0])
+    call, other = planner.submit(requests(1)[0]), planner.submit(requests(2)[1])
+    planner.run(3)
+    assert v2[0].execute(planner._plan()).result().step_s > 0
+    planner.swap(call)
+    result = v2[0].execute(planner._plan()).result()
+    assert (result.handles, result.step_s, result.swap_s) == ([other.handle], 0.0, COPY_S)
+
+
+def test_copies_that_fail_fail_the_step(v2: tuple[Runner, V2StandIn]) -> None:
+    runner, stand_in = v2
+    planner = ToyPlanner(runner)
+    call = planner.submit(requests(1)[0])
+    planner.run(3)
+    planner.swap(call)
+    stand_in.copies_fail = True
+    with pytest.raises(RuntimeError, match="the copy engine is gone"):
+        planner.step()
 
 
 def test_moved_calls_count_their_output_as_output(v2: tuple[Runner, V2StandIn]) -> None:
