@@ -9,12 +9,15 @@ import dataclasses
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
+import structlog
+
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from scheduler_svc.core.effects import Effect
 from scheduler_svc.core.errors import Refusal, Refused
 from scheduler_svc.core.events import (
     Event,
     ExecutorDrainRequested,
+    PolicyChanged,
     ProgramCancelled,
     ProgramEnded,
     ProgramOpened,
@@ -31,6 +34,9 @@ from scheduler_svc.core.snapshots import (
 from scheduler_svc.shell.clock import Clock
 from scheduler_svc.shell.core_loop import CoreLoop, Turn
 from scheduler_svc.shell.door import Door
+from scheduler_svc.shell.policy_request import policy_changes
+
+log = structlog.get_logger(__name__)
 
 TEXT_CHARS_MAX = 512
 CLASS_NAME_CHARS_MAX = 64
@@ -172,6 +178,24 @@ class ProgramDesk:
         answer = _copy(pb.GetStatisticsResponse, self._core.statistics())
         answer.calls_refused += self._door.refused_calls  # these never reached the core
         return answer
+
+    async def set_policy(self, request: pb.SetPolicyRequest) -> pb.SetPolicyResponse:
+        """Changes the policy while calls live. Raises: Refused with PARAMETER_OUT_OF_RANGE; nothing was
+        changed."""
+        event = PolicyChanged(changes=policy_changes(request))
+        answer = await self._loop.request(lambda turn: self._apply_policy(event, turn))
+        log.info(
+            "policy_changed",
+            policy=answer.policy,
+            requeued_calls=answer.requeued_calls,
+            changes={name: getattr(value, "value", value) for name, value in event.changes.items()},
+        )
+        return answer
+
+    def _apply_policy(self, event: PolicyChanged, turn: Turn) -> pb.SetPolicyResponse:
+        turn.apply(event)
+        statistics = self._core.statistics()
+        return pb.SetPolicyResponse(policy=statistics.policy, requeued_calls=statistics.live_calls)
 
     async def drain_executor(self, request: pb.DrainExecutorRequest) -> pb.DrainExecutorResponse:
         """Raises: Refused with NO_EXECUTOR."""

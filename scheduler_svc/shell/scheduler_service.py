@@ -77,6 +77,10 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         """Stops placing calls on an executor."""
         return await _answer(self._desk.drain_executor(request), context)
 
+    async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
+        """Changes the scheduling policy while calls live."""
+        return await _answer(self._desk.set_policy(request), context)
+
 
 async def _answer(work: Awaitable[R], context: Context) -> R:
     try:

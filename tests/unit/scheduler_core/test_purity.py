@@ -11,8 +11,8 @@ import scheduler_svc.core
 CORE = Path(scheduler_svc.core.__file__).parent
 FILES = sorted(CORE.rglob("*.py"))
 ALLOWED = {
-    "array", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "itertools", "math",
-    "operator", "statistics", "sys", "types", "typing", "numpy", "sortedcontainers",
+    "array", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "itertools",
+    "math", "operator", "statistics", "sys", "types", "typing", "numpy", "sortedcontainers",
 }  # fmt: skip
 SHARED = "svc_runtime.block_hashes"
 """Frontends hash prompts as the core does."""

@@ -60,8 +60,8 @@ def executor_spec(executor_id: str = "executor-1", **changes: Any) -> ExecutorSp
 
 
 class World:
-    """Feeds the core, obeys its effects, checks its invariants after every event. Service is in seconds of steps
-    unless a test says otherwise."""
+    """Feeds the core, obeys its effects, checks its invariants after every event. Service is in seconds of
+    steps unless a test says otherwise."""
 
     def __init__(self, *, executors: Sequence[ExecutorSpec] = (executor_spec(),), **config: Any) -> None:
         self.core = Core(CoreConfig(**({"service_unit": ServiceUnit.SECONDS} | config)))
