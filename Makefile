@@ -74,6 +74,10 @@ lint: setup ## ruff, mypy, buf, compose config, hadolint
 	$(VENV)/bin/buf lint
 	$(PY) -m scripts.lint_deploy
 
+.PHONY: sim
+sim: setup ## Simulate the core in virtual time, with faults (SEED= STEPS= ARGS="--check-every 100")
+	$(PY) -m sim --faults --seed $(or $(SEED),1) --steps $(or $(STEPS),1000000) $(ARGS)
+
 .PHONY: bench-split
 bench-split: setup ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
 	$(PY) -m bench.split $(ARGS)
