@@ -69,8 +69,8 @@ class StepCoefficients(NamedTuple):
 
 PRIOR = StepCoefficients(10e-3, 6e-3, 25e-6, 70e-9, 40e-6, 3e-9)
 """About a model of 8 B parameters on a mid-range data-centre GPU."""
-CEILING = StepCoefficients(100.0, 100.0, 1.0, 1e-5, 1.0, 1e-5)
-"""More than a large model on a slow CPU takes. A context of 10^6 tokens priced by this fits into int64."""
+CEILING = StepCoefficients(100.0, 100.0, 1.0, 1.8e-5, 1.0, 1.8e-5)
+"""More than 8 B parameters on a slow CPU take; 10^6 decodes of one call still cost less than 2^63 ps."""
 BYTES_PER_S_PRIOR = 16e9
 """About half of what PCIe 4.0 x16 carries."""
 
