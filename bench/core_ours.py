@@ -53,7 +53,7 @@ FRONTEND = FrontendId("frontend-1")
 WARM_UP_STEPS = 60
 PROGRAMS_PER_ROW = 4
 """Programs for each seat, taking turns: a call that starts is not of the program that just left the seat."""
-QUANTUM_S = 1e6
+QUANTUM_S = 3600.0
 """Nobody uses a quantum up: a demotion makes a step a busy one, and steady steps are to be steady."""
 
 PIECES = ("decode", "result", "plan", "encode", "relay", "total", "submit", "acknowledge")
