@@ -27,7 +27,6 @@ from bench.core_load import (
 from bench.core_responder import STEP_S, Responder
 from bench.core_worker import Samples, serve
 from protos.autellix.executor.v1 import executor_pb2
-from protos.autellix.scheduler.v1 import scheduler_pb2
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.core import Core
 from scheduler_svc.core.effects import AnnounceCall, Effect, EmitTokens, FinishCall, ReportStarted, SendPlan
@@ -169,7 +168,7 @@ class Side:
             elif isinstance(effect, ReportStarted):
                 self._columns.started(effect)
         status = frontend_wire.engine_status(self._core.engine_status(FRONTEND))
-        return scheduler_pb2.ConnectResponse(outputs=self._columns.take(status)).SerializeToString()
+        return self._columns.take(status).SerializeToString()
 
     def _check(self, tokens: Sequence[int], effects: Sequence[Effect]) -> None:
         """A step that does not do what the load says would be measured for nothing."""
@@ -186,8 +185,7 @@ def _encode(effects: Sequence[Effect]) -> Iterator[bytes]:
         yield executor_wire.calls_announced(announcements).SerializeToString()
     for effect in effects:
         if isinstance(effect, SendPlan):
-            plan = executor_wire.step_plan(effect.plan)
-            yield executor_pb2.AttachResponse(plan=plan).SerializeToString()
+            yield executor_wire.plan_response(effect.plan).SerializeToString()
 
 
 def _executor(load: Load) -> ExecutorSpec:

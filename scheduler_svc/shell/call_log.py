@@ -28,7 +28,7 @@ class CallLog:
             reason=effect.reason.value,
             error=effect.error.reason if effect.error else None,
             prompt_tokens=entry.prompt_tokens,
-            tokens=entry.tokens,
+            tokens=effect.output_tokens,
             service_s=round(effect.service_s, 6),
             waiting_s=round(effect.waiting_s, 6),
             preemptions=effect.preemptions,

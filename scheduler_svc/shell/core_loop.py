@@ -7,16 +7,21 @@ burst of arrivals is therefore planned as one batch, and the core never sees two
 What must be decided in one piece (find a program, else open it) is a `request`: a function that runs inside
 a turn, may read the core and apply events, and whose caller awaits the outcome.
 
-Failures. A `CoreError` of a request belongs to whoever made it: it goes back there, and nothing else is
-harmed. Everything else, a posted event that the core does not take included, is a bug of ours: it leaves
-`run`, and the process ends, because a scheduler whose invariants are broken must not go on.
+Results come thousands of times a second, so an event is posted as it is: no future, no closure. One that may
+come too late, or that the core may refuse, is posted with its `Speaker`, who is asked whether it still counts
+and hears what was wrong with it.
+
+Failures. A `CoreError` of a request belongs to whoever made it, that of an event to its speaker: it goes back
+there, and nothing else is harmed. Everything else, an event without a speaker that the core does not take
+included, is a bug of ours: it leaves `run`, and the process ends, because a scheduler whose invariants are
+broken must not go on.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from scheduler_svc.core.effects import Effect
 from scheduler_svc.core.errors import CoreError
@@ -35,8 +40,19 @@ class HandlesEvents(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TurnTimings:
+class Speaker(Protocol):
+    """Whoever events come from, when they may come too late or make no sense."""
+
+    def still_counts(self) -> bool:
+        """Whether what was posted may still be handed to the core; asked at that moment."""
+        ...
+
+    def not_taken(self, error: CoreError) -> None:
+        """The core did not take an event; nothing was changed."""
+        ...
+
+
+class TurnTimings(NamedTuple):
     """What a turn did, and how long it took."""
 
     events: int
@@ -68,9 +84,9 @@ class Turn:
         self._carry_out(effects)
 
 
-@dataclass(frozen=True, slots=True)
-class _Posted:
+class _Posted(NamedTuple):
     event: Event
+    speaker: Speaker | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +126,13 @@ class CoreLoop:
         """Events and requests that wait for the next turn."""
         return len(self._inbox)
 
-    def post(self, event: Event) -> None:
-        """Enqueues an event that the core is sure to take, for the next turn."""
-        self._inbox.append(_Posted(event))
+    def post(self, event: Event, speaker: Speaker | None = None) -> None:
+        """Enqueues an event for the next turn.
+
+        Args:
+            speaker: whom it comes from; None: it counts whenever it comes, and the core is sure to take it.
+        """
+        self._inbox.append(_Posted(event, speaker))
         self._arrived.set()
 
     def enqueue(self, decide: Callable[[Turn], T]) -> "asyncio.Future[T]":
@@ -161,8 +181,13 @@ class CoreLoop:
 def _take(item: _Posted | _Request, turn: Turn) -> None:
     if isinstance(item, _Request):
         _answer(item, turn)
-    else:
+    elif item.speaker is None:
         turn.apply(item.event)
+    elif item.speaker.still_counts():
+        try:
+            turn.apply(item.event)
+        except CoreError as error:
+            item.speaker.not_taken(error)
 
 
 def _answer(request: _Request, turn: Turn) -> None:

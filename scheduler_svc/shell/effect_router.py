@@ -5,7 +5,8 @@ that the next step starts before the last one's tokens are encoded. An effect fo
 dropped: the core hears of the loss in its own event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -26,9 +27,6 @@ from scheduler_svc.shell.frontend_registry import FrontendRegistry
 
 log = structlog.get_logger(__name__)
 
-ExecutorEffect = AnnounceCall | SendPlan | CloseExecutor
-FrontendEffect = EmitTokens | ReportStarted | FinishCall | RefuseCall
-
 
 class EffectRouter:
     """Knows where each effect goes."""
@@ -37,44 +35,71 @@ class EffectRouter:
         self._executors = executors
         self._frontends = frontends
         self._call_log = call_log
+        self._for_executors: dict[type, Callable[[Any], None]] = {
+            AnnounceCall: self._announce,
+            SendPlan: self._send_plan,
+            CloseExecutor: self._close,
+        }
+        self._for_frontends: dict[type, Callable[[Any], None]] = {
+            EmitTokens: self._emit,
+            ReportStarted: self._started,
+            FinishCall: self._finished,
+            RefuseCall: self._refuse,
+        }
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Hands effects to sessions; never blocks, encodes nothing."""
-        for_frontends: list[FrontendEffect] = []
+        for_frontends: list[Effect] = []
         for effect in effects:
-            if isinstance(effect, ExecutorEffect):
-                self._to_executor(effect)
-            else:
+            hand_over = self._for_executors.get(type(effect))
+            if hand_over is None:
                 for_frontends.append(effect)
-        for frontend_effect in for_frontends:
-            self._to_frontend(frontend_effect)
+            else:
+                hand_over(effect)
+        for effect in for_frontends:
+            self._for_frontends[type(effect)](effect)
 
-    def _to_executor(self, effect: ExecutorEffect) -> None:
+    # ── to executors ────────────────────────────────────────────────────────────────────────────────
+
+    def _announce(self, effect: AnnounceCall) -> None:
+        session = self._executors.get(effect.executor_id)
+        if session is not None:
+            session.send(effect)
+
+    def _send_plan(self, effect: SendPlan) -> None:
+        session = self._executors.get(effect.executor_id)
+        if session is not None:
+            session.send(effect.plan)
+
+    def _close(self, effect: CloseExecutor) -> None:
         session = self._executors.get(effect.executor_id)
         if session is None:
             return
-        match effect:
-            case AnnounceCall():
-                session.send(effect)
-            case SendPlan():
-                session.send(effect.plan)
-            case CloseExecutor(drained=True):
-                session.end_drained()
-            case CloseExecutor():
-                log.warning("executor_closed", executor_id=effect.executor_id, reason=effect.reason)
-                session.end.refuse(Refusal(reason="PROTOCOL_BROKEN", message=effect.reason))
-
-    def _to_frontend(self, effect: FrontendEffect) -> None:
-        session = self._frontends.get(effect.frontend_id)
-        if session is None:
+        if effect.drained:
+            session.end_drained()
             return
-        match effect:
-            case EmitTokens():
-                session.emit(effect)
-            case ReportStarted():
-                session.started(effect)
-            case FinishCall():
-                self._call_log.finished(session.finished(effect), effect)
-            case RefuseCall():
-                entry = session.refuse(effect.handle, effect.refusal)
-                self._call_log.refused(entry.program_id, entry.call_id, effect.refusal)
+        log.warning("executor_closed", executor_id=effect.executor_id, reason=effect.reason)
+        session.end.refuse(Refusal(reason="PROTOCOL_BROKEN", message=effect.reason))
+
+    # ── to frontends ────────────────────────────────────────────────────────────────────────────────
+
+    def _emit(self, effect: EmitTokens) -> None:
+        session = self._frontends.get(effect.frontend_id)
+        if session is not None:
+            session.emit(effect)
+
+    def _started(self, effect: ReportStarted) -> None:
+        session = self._frontends.get(effect.frontend_id)
+        if session is not None:
+            session.started(effect)
+
+    def _finished(self, effect: FinishCall) -> None:
+        session = self._frontends.get(effect.frontend_id)
+        if session is not None:
+            self._call_log.finished(session.finished(effect), effect)
+
+    def _refuse(self, effect: RefuseCall) -> None:
+        session = self._frontends.get(effect.frontend_id)
+        if session is not None:
+            entry = session.refuse(effect.handle, effect.refusal)
+            self._call_log.refused(entry.program_id, entry.call_id, effect.refusal)

@@ -6,6 +6,7 @@ stream ends (its own wish, a lost connection, a broken protocol), the core hears
 """
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ import structlog
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1 import executor_pb2_grpc as pb_grpc
 from scheduler_svc.core.errors import CoreError, ProtocolBroken, Refusal, Refused
-from scheduler_svc.core.events import Event, ExecutorDrainRequested, ExecutorJoined, ExecutorLost
+from scheduler_svc.core.events import ExecutorDrainRequested, ExecutorJoined, ExecutorLost
 from scheduler_svc.shell import executor_wire
 from scheduler_svc.shell.core_loop import CoreLoop, Turn
 from scheduler_svc.shell.executor_registry import ExecutorRegistry
@@ -23,6 +24,22 @@ from scheduler_svc.shell.streams import abort_with, first_message, run_stream
 
 log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[pb.AttachRequest, pb.AttachResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """One stream as the speaker of its events. The core knows executors by id alone: what an older stream
+    said must not meet the newer one's plans. A stream ends when the core does not take what its peer sent."""
+
+    session: ExecutorSession
+    registry: ExecutorRegistry
+
+    def still_counts(self) -> bool:
+        attached = self.registry.get(self.session.spec.executor_id)
+        return attached is self.session or attached is None
+
+    def not_taken(self, error: CoreError) -> None:
+        self.session.end.protocol_broken(error)
 
 
 class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
@@ -76,7 +93,9 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
         try:
             await self._loop.request(lambda turn: self._attach(session, turn))
             return await run_stream(
-                read=self._read(requests, session), write=session.write_to(context.write), end=session.end
+                read=self._read(requests, _Stream(session, self._registry)),
+                write=session.write_to(context.write),
+                end=session.end,
             )
         finally:
             self._detach(session)
@@ -125,40 +144,29 @@ class ExecutorServicer(pb_grpc.ExecutorServiceServicer):
 
     # ── what it says ────────────────────────────────────────────────────────────────────────────────
 
-    async def _read(self, requests: AsyncIterator[pb.AttachRequest], session: ExecutorSession) -> None:
+    async def _read(self, requests: AsyncIterator[pb.AttachRequest], stream: _Stream) -> None:
+        end = stream.session.end
         async for request in requests:
-            if session.end.decided:
+            if end.decided:
                 return
-            self._receive(request, session)
+            self._receive(request, stream)
 
-    def _receive(self, request: pb.AttachRequest, session: ExecutorSession) -> None:
+    def _receive(self, request: pb.AttachRequest, stream: _Stream) -> None:
+        session = stream.session
         executor_id = session.spec.executor_id
         match request.WhichOneof("message"):
             case "result":
                 completed = executor_wire.step_completed(executor_id, request.result)
                 self._on_step(session.spec.model, completed.step_s)
-                self._pass_on(completed, session)
+                self._loop.post(completed, stream)
             case "prepared":
-                self._pass_on(executor_wire.call_prepared(executor_id, request.prepared), session)
+                self._loop.post(executor_wire.call_prepared(executor_id, request.prepared), stream)
             case "drain":
                 log.info("executor_drain_requested", executor_id=executor_id, reason=request.drain.reason)
                 session.asked_to_drain = True
-                self._pass_on(ExecutorDrainRequested(executor_id=executor_id), session)
+                self._loop.post(ExecutorDrainRequested(executor_id=executor_id), stream)
             case other:
                 raise ProtocolBroken(f"unexpected message {other!r} from executor {executor_id}")
-
-    def _pass_on(self, event: Event, session: ExecutorSession) -> None:
-        self._loop.enqueue(lambda turn: self._apply(event, session, turn))
-
-    def _apply(self, event: Event, session: ExecutorSession, turn: Turn) -> None:
-        """The core knows executors by id alone: what an older stream said must not meet the newer one's
-        plans. A stream ends when the core does not take what its peer sent."""
-        if self._registry.get(session.spec.executor_id) not in (session, None):
-            return
-        try:
-            turn.apply(event)
-        except CoreError as error:
-            session.end.protocol_broken(error)
 
 
 def _refusal_keys(refused: Refused) -> dict[str, Any]:

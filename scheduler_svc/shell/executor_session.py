@@ -67,7 +67,7 @@ class ExecutorSession:
     def _next_message(self) -> pb.AttachResponse:
         item = self._outbox.popleft()
         if isinstance(item, Plan):
-            return pb.AttachResponse(plan=executor_wire.step_plan(item))
+            return executor_wire.plan_response(item)
         announcements = [item]
         room_bytes = ANNOUNCED_BYTES_MAX - _announced_bytes(item)
         while self._outbox and isinstance(following := self._outbox[0], AnnounceCall):

@@ -2,16 +2,25 @@
 
 What an executor sends is checked here as far as one message can tell; what needs knowledge of the batch is
 the core's to check. A message that makes no sense raises `ProtocolBroken`.
+
+Results and plans pass here thousands of times a second. Columns stay the bytes they are, a steady batch is
+packed once for all of its plans, fields that say nothing are not touched, and a message is filled in place,
+because giving a part to another message copies it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from math import inf
+from types import MappingProxyType
+from typing import Any
 
 from protos.autellix.executor.v1 import executor_pb2 as pb
+from scheduler_svc.core.columns import Column
 from scheduler_svc.core.effects import AnnounceCall, Plan
 from scheduler_svc.core.errors import ProtocolBroken, Refusal, Refused
 from scheduler_svc.core.events import CallPrepared, ExecutorSpec, StepCompleted
-from scheduler_svc.core.ids import CallHandle, ExecutorId
-from svc_runtime.columns import pack_i32, unpack_i32
+from scheduler_svc.core.ids import BlockId, CallHandle, ExecutorId
+from svc_runtime.columns import pack_i32
 
 PROTOCOL_VERSION = 1
 """Version of executor/v1 that this scheduler speaks."""
@@ -24,6 +33,8 @@ _AT_LEAST = {
     "max_plans_in_flight": 1,
 }
 """Registration field -> smallest value that makes sense."""
+
+_NONE: Mapping[CallHandle, Any] = MappingProxyType({})
 
 
 # ── registration ────────────────────────────────────────────────────────────────────────────────────
@@ -126,18 +137,22 @@ def step_completed(executor_id: ExecutorId, result: pb.StepResult) -> StepComple
     """Raises: ProtocolBroken when columns are torn or differ in length, or seconds are not a duration."""
     handles = _column(result.handles, "result.handles")
     tokens = _column(result.tokens, "result.tokens")
+    step, step_s, swap_s = result.step, result.step_s, result.swap_s
     if len(handles) != len(tokens):
-        raise ProtocolBroken(f"step {result.step}: {len(handles)} handles but {len(tokens)} tokens")
-    if not 0.0 <= result.step_s < float("inf"):
-        raise ProtocolBroken(f"step {result.step}: step_s is {result.step_s}")
+        raise ProtocolBroken(f"step {step}: {len(handles)} handles but {len(tokens)} tokens")
+    _check_seconds(step, "step_s", step_s)
+    _check_seconds(step, "swap_s", swap_s)
+    failures, payloads = result.failures, result.payloads
     return StepCompleted(
         executor_id=executor_id,
-        step=result.step,
-        handles=[CallHandle(handle) for handle in handles],
+        step=step,
+        handles=handles,
         tokens=tokens,
-        step_s=result.step_s,
-        failures={CallHandle(failure.handle): failure.message for failure in result.failures},
-        payloads={CallHandle(row.handle): row.payload for row in result.payloads},
+        step_s=step_s,
+        swap_s=swap_s,
+        swap_bytes=result.swap_bytes,
+        failures={CallHandle(row.handle): row.message for row in failures} if failures else _NONE,
+        payloads={CallHandle(row.handle): row.payload for row in payloads} if payloads else _NONE,
     )
 
 
@@ -146,11 +161,16 @@ def call_prepared(executor_id: ExecutorId, prepared: pb.CallPrepared) -> CallPre
     return CallPrepared(executor_id=executor_id, handle=CallHandle(prepared.handle), error=prepared.error)
 
 
-def _column(column: bytes, name: str) -> list[int]:
+def _column(column: bytes, name: str) -> Sequence[Any]:
     try:
-        return unpack_i32(column)
+        return Column.unpack(column)
     except ValueError as error:
         raise ProtocolBroken(f"{name}: {error}") from error
+
+
+def _check_seconds(step: int, name: str, seconds: float) -> None:
+    if not 0.0 <= seconds < inf:
+        raise ProtocolBroken(f"step {step}: {name} is {seconds}")
 
 
 # ── core -> executor ────────────────────────────────────────────────────────────────────────────────
@@ -171,31 +191,49 @@ def call_announcement(effect: AnnounceCall) -> pb.CallAnnouncement:
     )
 
 
+def plan_response(plan: Plan) -> pb.AttachResponse:
+    """A plan, as it goes down the stream."""
+    response = pb.AttachResponse()
+    _fill_plan(response.plan, plan)
+    return response
+
+
 def step_plan(plan: Plan) -> pb.StepPlan:
     """The whole batch, and sparsely what changed; rows ascend in every column."""
-    message = pb.StepPlan(
-        step=plan.step, handles=pack_i32(plan.handles), released_handles=pack_i32(plan.released)
-    )
-    message.chunk_rows, message.chunk_tokens = _pairs(sorted(plan.chunks.items()))
-    message.joined_rows, message.joined_computed = _pairs(sorted(plan.joined.items()))
-    message.swap_out_device_blocks, message.swap_out_host_blocks = _pairs(plan.swap_out)
-    message.swap_in_host_blocks, message.swap_in_device_blocks = _pairs(plan.swap_in)
-    if plan.blocks:
-        message.blocks.append(_group_blocks(plan))
+    message = pb.StepPlan()
+    _fill_plan(message, plan)
     return message
 
 
-def _group_blocks(plan: Plan) -> pb.GroupBlocks:
-    rows = sorted(plan.blocks)
-    return pb.GroupBlocks(
-        rows=pack_i32(rows),
-        counts=pack_i32(len(plan.blocks[row]) for row in rows),
-        block_ids=pack_i32(block for row in rows for block in plan.blocks[row]),
-    )
+def _fill_plan(message: pb.StepPlan, plan: Plan) -> None:
+    message.step = plan.step
+    message.handles = Column.of(plan.handles).packed
+    if plan.blocks:
+        _fill_blocks(message.blocks.add(), plan.blocks)
+    if plan.chunks:
+        message.chunk_rows, message.chunk_tokens = _pairs(sorted(plan.chunks.items()))
+    if plan.joined:
+        message.joined_rows, message.joined_computed = _pairs(sorted(plan.joined.items()))
+    if plan.released:
+        message.released_handles = Column.of(plan.released).packed
+    if plan.swap_out:
+        message.swap_out_device_blocks, message.swap_out_host_blocks = _pairs(plan.swap_out)
+    if plan.swap_in:
+        message.swap_in_host_blocks, message.swap_in_device_blocks = _pairs(plan.swap_in)
+
+
+def _fill_blocks(group: pb.GroupBlocks, blocks: Mapping[int, Sequence[BlockId]]) -> None:
+    rows = sorted(blocks)
+    lists = [blocks[row] for row in rows]
+    group.rows = pack_i32(rows)
+    group.counts = pack_i32([len(ids) for ids in lists])
+    group.block_ids = pack_i32(list(chain.from_iterable(lists)))
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[bytes, bytes]:
-    return pack_i32(first for first, _ in pairs), pack_i32(second for _, second in pairs)
+    """Shape of each: (len(pairs),). `pairs` is not empty."""
+    first, second = zip(*pairs, strict=True)
+    return pack_i32(first), pack_i32(second)
 
 
 def calls_announced(effects: Iterable[AnnounceCall]) -> pb.AttachResponse:

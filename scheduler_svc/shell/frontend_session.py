@@ -3,7 +3,11 @@
 Theory of operation. Effects are only collected here. Whenever the writer is free it takes everything
 collected as one `StepOutputs` and encodes it, after the plans of the same turn have left. A frontend that
 reads slowly gets fewer, larger messages; one that does not read is cut off when what is collected passes
-`backlog_bytes_max`. So memory is bounded whatever a frontend does.
+`backlog_bytes_max`. So memory is bounded whatever a frontend does. Nothing is done token by token: what a
+call generated is told at its end, by the core.
+
+The engine's gauges go along whenever a call started or ended, else with each `STATUS_EVERY`-th message: to
+make them up means to look at every executor.
 
 Each stream has a `FrontendId` of its own for the core. Outputs of calls of an earlier stream of the same
 frontend can thus never reach a call that happens to reuse a handle.
@@ -25,6 +29,8 @@ from scheduler_svc.shell.streams import StreamEnd
 
 Write = Callable[[pb.ConnectResponse], Awaitable[None]]
 
+STATUS_EVERY = 16
+
 
 @dataclass(slots=True)
 class CallEntry:
@@ -35,8 +41,6 @@ class CallEntry:
     program_id: ProgramId
     model: str
     prompt_tokens: int
-    tokens: int = 0
-    """Generated on this stream."""
     ended: bool = False
 
 
@@ -65,6 +69,8 @@ class FrontendSession:
         self._status = status
         self._messages: deque[pb.ConnectResponse] = deque()
         self._columns = OutputColumns()
+        self._without_status = STATUS_EVERY
+        """Messages since the gauges were sent."""
         self._filled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -113,8 +119,6 @@ class FrontendSession:
 
     def emit(self, effect: EmitTokens) -> None:
         """One step's tokens."""
-        for handle in effect.handles:
-            self.calls[handle].tokens += 1
         self._columns.emit(effect)
         self._grown()
 
@@ -137,8 +141,9 @@ class FrontendSession:
         return self._columns.cost_bytes + RECORD_BYTES * len(self._messages)
 
     def _grown(self) -> None:
-        if self.backlog_bytes > self._backlog_bytes_max:
-            self.end.refuse(_too_slow(self.backlog_bytes, self._backlog_bytes_max))
+        backlog_bytes = self.backlog_bytes
+        if backlog_bytes > self._backlog_bytes_max:
+            self.end.refuse(_too_slow(backlog_bytes, self._backlog_bytes_max))
         if self.end.decided:  # nobody will read it
             self.discard()
             return
@@ -170,7 +175,14 @@ class FrontendSession:
     def _next_message(self) -> pb.ConnectResponse:
         if self._messages:
             return self._messages.popleft()
-        return pb.ConnectResponse(outputs=self._columns.take(self._status(self.frontend_id)))
+        return self._columns.take(self._due_status())
+
+    def _due_status(self) -> pb.EngineStatus | None:
+        self._without_status += 1
+        if self._without_status < STATUS_EVERY and not self._columns.changes_gauges:
+            return None
+        self._without_status = 0
+        return self._status(self.frontend_id)
 
 
 def _too_slow(backlog_bytes: int, limit_bytes: int) -> Refusal:

@@ -1,9 +1,13 @@
-"""What a frontend is to be told of its calls, collected until its writer is free: one StepOutputs."""
+"""What a frontend is to be told of its calls, collected until its writer is free: one StepOutputs.
+
+Tokens are not looked at one by one: the columns of each step are kept as the bytes they will be on the wire,
+and joined when they are taken.
+"""
 
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+from scheduler_svc.core.columns import Column
 from scheduler_svc.core.effects import EmitTokens, FinishCall, ReportStarted
 from scheduler_svc.shell import frontend_wire
-from svc_runtime.columns import pack_i32
 
 TOKEN_BYTES = 8
 RECORD_BYTES = 128
@@ -24,15 +28,21 @@ class OutputColumns:
         """About what is collected, in bytes."""
         return self._cost_bytes
 
+    @property
+    def changes_gauges(self) -> bool:
+        """Whether a call started or ended."""
+        return bool(self._started or self._finished)
+
     def emit(self, effect: EmitTokens) -> None:
         """One step's tokens."""
-        offset = len(self._handles)
-        self._handles += effect.handles
-        self._tokens += effect.tokens
-        self._cost_bytes += TOKEN_BYTES * len(effect.tokens)
+        count = len(effect.handles)
+        self._handles.append(Column.of(effect.handles).packed)
+        self._tokens.append(Column.of(effect.tokens).packed)
         for index, payload in effect.payloads.items():
-            self._payloads.append(pb.TokenPayload(index=offset + index, payload=payload))
+            self._payloads.append(pb.TokenPayload(index=self._count + index, payload=payload))
             self._cost_bytes += len(payload) + RECORD_BYTES
+        self._count += count
+        self._cost_bytes += TOKEN_BYTES * count
 
     def started(self, effect: ReportStarted) -> None:
         """The start of a call."""
@@ -44,22 +54,33 @@ class OutputColumns:
         self._finished.append(frontend_wire.call_finished(effect))
         self._cost_bytes += RECORD_BYTES
 
-    def take(self, status: pb.EngineStatus) -> pb.StepOutputs:
-        """Encodes and forgets what is collected."""
-        outputs = pb.StepOutputs(
-            handles=pack_i32(self._handles),
-            tokens=pack_i32(self._tokens),
-            started=self._started,
-            finished=self._finished,
-            payloads=self._payloads,
-            status=status,
-        )
+    def take(self, status: pb.EngineStatus | None = None) -> pb.ConnectResponse:
+        """Encodes and forgets what is collected.
+
+        Args:
+            status: Gauges to send along; None: none.
+        """
+        response = pb.ConnectResponse()
+        outputs = response.outputs
+        outputs.SetInParent()
+        outputs.handles = b"".join(self._handles)
+        outputs.tokens = b"".join(self._tokens)
+        if self._started:
+            outputs.started.extend(self._started)
+        if self._finished:
+            outputs.finished.extend(self._finished)
+        if self._payloads:
+            outputs.payloads.extend(self._payloads)
+        if status is not None:
+            outputs.status.CopyFrom(status)
         self._clear()
-        return outputs
+        return response
 
     def _clear(self) -> None:
-        self._handles: list[int] = []
-        self._tokens: list[int] = []
+        self._handles: list[bytes] = []
+        self._tokens: list[bytes] = []
+        self._count = 0
+        """Tokens collected."""
         self._payloads: list[pb.TokenPayload] = []
         self._started: list[pb.CallStarted] = []
         self._finished: list[pb.CallFinished] = []

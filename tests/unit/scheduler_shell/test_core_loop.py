@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from scheduler_svc.core.effects import Effect, RefuseCall
-from scheduler_svc.core.errors import ProtocolBroken, Refusal, Refused
+from scheduler_svc.core.errors import CoreError, ProtocolBroken, Refusal, Refused
 from scheduler_svc.core.events import Event, ExecutorLost, FrontendLost, PlanDue, TimePassed
 from scheduler_svc.core.ids import FrontendId
 from scheduler_svc.shell.core_loop import CoreLoop, Turn, TurnTimings
@@ -127,6 +127,48 @@ async def test_a_peer_s_mistake_goes_back_to_the_peer_and_the_turn_goes_on() -> 
         assert not running.done()
     assert str(refused.exception()) == "nonsense"
     assert bench.core.seen(FrontendLost) == [lost("a")]
+
+
+class Peer:
+    """Whoever posts events that may be too late, or nonsense."""
+
+    def __init__(self, *, counts: bool = True) -> None:
+        self.counts = counts
+        self.mistakes: list[str] = []
+
+    def still_counts(self) -> bool:
+        return self.counts
+
+    def not_taken(self, error: CoreError) -> None:
+        self.mistakes.append(str(error))
+
+
+async def test_a_posted_event_that_makes_no_sense_is_told_to_its_speaker_alone() -> None:
+    def respond(event: Event) -> list[Effect]:
+        if event == lost("nonsense"):
+            raise ProtocolBroken("who is that")
+        return []
+
+    bench = Bench(ScriptedCore(respond))
+    broken, sound = Peer(), Peer()
+    bench.loop.post(lost("nonsense"), broken)
+    bench.loop.post(lost("a"), sound)
+    async with bench.running() as running:
+        await until(lambda: bench.turns)
+        assert not running.done()
+    assert (broken.mistakes, sound.mistakes) == (["who is that"], [])
+    assert bench.core.seen(FrontendLost)[-1] == lost("a")
+
+
+async def test_whether_a_posted_event_still_counts_is_asked_when_its_turn_comes() -> None:
+    bench = Bench(ScriptedCore())
+    late, in_time = Peer(), Peer(counts=False)
+    bench.loop.post(lost("late"), late)
+    bench.loop.post(lost("in time"), in_time)
+    late.counts, in_time.counts = False, True
+    async with bench.running():
+        await until(lambda: bench.turns)
+    assert bench.core.seen(FrontendLost) == [lost("in time")]
 
 
 @pytest.mark.parametrize(

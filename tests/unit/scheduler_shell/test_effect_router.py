@@ -25,7 +25,7 @@ from scheduler_svc.shell.effect_router import EffectRouter
 from scheduler_svc.shell.executor_registry import ExecutorRegistry
 from scheduler_svc.shell.executor_session import ExecutorSession
 from scheduler_svc.shell.frontend_registry import FrontendRegistry
-from scheduler_svc.shell.frontend_session import FrontendSession
+from scheduler_svc.shell.frontend_session import STATUS_EVERY, FrontendSession
 from scheduler_svc.shell.metrics import SchedulerMetrics
 from tests.unit.scheduler_shell.fake_executor import registration
 from tests.unit.scheduler_shell.test_wire import call
@@ -92,6 +92,34 @@ async def test_plans_leave_before_outputs_are_encoded() -> None:
         assert stage.sent == ["plan", "outputs"]
 
 
+async def test_gauges_go_along_with_starts_and_ends_and_else_only_now_and_then() -> None:
+    looks: list[FrontendId] = []
+
+    def status(frontend_id: FrontendId) -> pb.EngineStatus:
+        looks.append(frontend_id)
+        return pb.EngineStatus(running=len(looks))
+
+    session = FrontendSession(frontend_id=FRONTEND, name="f", backlog_bytes_max=1 << 20, status=status)
+    session.remember(call())
+    with_gauges: list[bool] = []
+
+    async def write(message: pb.ConnectResponse) -> None:
+        with_gauges.append(message.outputs.HasField("status"))
+
+    writer = asyncio.create_task(session.write_to(write))
+    tokens = EmitTokens(frontend_id=FRONTEND, handles=[1], tokens=[5])
+    end = FinishCall(
+        frontend_id=FRONTEND, handle=1, reason=FinishReason.STOP, service_s=0, waiting_s=0, preemptions=0
+    )
+    for effect in [*[tokens] * (STATUS_EVERY + 3), end, tokens]:
+        (session.finished if effect is end else session.emit)(effect)
+        await session.wait_written()
+    writer.cancel()
+    due = {0, STATUS_EVERY, STATUS_EVERY + 3}
+    assert with_gauges == [number in due for number in range(STATUS_EVERY + 5)]
+    assert len(looks) == len(due)
+
+
 async def test_announcements_in_a_row_share_a_message_and_stay_before_their_plan() -> None:
     async with Stage() as stage:
         stage.router.carry_out([announcement(1), announcement(2), plan(1), announcement(3), plan(2)])
@@ -136,6 +164,7 @@ async def test_each_ended_call_gets_one_canonical_log_line_and_one_count() -> No
             frontend_id=FRONTEND,
             handle=1,
             reason=FinishReason.LENGTH,
+            output_tokens=2,
             service_s=1.5,
             waiting_s=2.0,
             preemptions=3,

@@ -1,16 +1,19 @@
 """What crosses the wire to executors and to frontends, message by message."""
 
+from dataclasses import fields
+
 import pytest
 
 from protos.autellix.executor.v1 import executor_pb2
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+from scheduler_svc.core.columns import Column
 from scheduler_svc.core.effects import AnnounceCall, EmitTokens, FinishCall, FinishReason, Plan, ReportStarted
 from scheduler_svc.core.errors import ProtocolBroken, Refusal
 from scheduler_svc.core.events import CallPrepared, CallSpec, StepCompleted
 from scheduler_svc.core.ids import ExecutorId
 from scheduler_svc.core.snapshots import ProgramSnapshot, ProgramState
 from scheduler_svc.shell import executor_wire, frontend_wire
-from scheduler_svc.shell.output_columns import OutputColumns
+from scheduler_svc.shell.output_columns import TOKEN_BYTES, OutputColumns
 from scheduler_svc.shell.program_desk import program_record
 from svc_runtime.columns import pack_i32, unpack_i32
 from tests.unit.scheduler_shell.fake_executor import registration
@@ -69,6 +72,18 @@ def test_a_steady_plan_carries_handles_only() -> None:
     assert message == executor_pb2.StepPlan(step=1, handles=pack_i32([1, 2]))
 
 
+def test_a_plan_goes_down_the_stream_as_it_is_and_a_steady_batch_is_packed_once() -> None:
+    handles = Column.of([1, 2])
+    plans = [
+        Plan(step=step, handles=handles, chunks={}, joined={}, blocks={1: (step,)}, released=[])
+        for step in (1, 2)
+    ]
+    responses = [executor_wire.plan_response(plan) for plan in plans]
+    assert responses == [executor_pb2.AttachResponse(plan=executor_wire.step_plan(plan)) for plan in plans]
+    assert [unpack_i32(response.plan.blocks[0].block_ids) for response in responses] == [[1], [2]]
+    assert handles.packed is handles.packed
+
+
 def test_an_announcement_carries_all_that_is_needed_to_continue() -> None:
     effect = AnnounceCall(
         executor_id=EXECUTOR, handle=6, call=call(needs_preparation=True), output_token_ids=[3, 4]
@@ -84,13 +99,23 @@ def test_an_announcement_carries_all_that_is_needed_to_continue() -> None:
 def test_a_result_becomes_an_event() -> None:
     result = executor_pb2.StepResult(
         step=4, handles=pack_i32([1, 2]), tokens=pack_i32([7, 8]), step_s=0.25,
-        failures=[executor_pb2.CallFailure(handle=3, message="bad")],
+        swap_s=0.5, swap_bytes=1 << 40, failures=[executor_pb2.CallFailure(handle=3, message="bad")],
         payloads=[executor_pb2.RowPayload(handle=2, payload=b"logprobs")],
     )  # fmt: skip
     assert executor_wire.step_completed(EXECUTOR, result) == StepCompleted(
-        executor_id=EXECUTOR, step=4, handles=[1, 2], tokens=[7, 8], step_s=0.25, failures={3: "bad"},
-        payloads={2: b"logprobs"},
+        executor_id=EXECUTOR, step=4, handles=Column.of([1, 2]), tokens=Column.of([7, 8]), step_s=0.25,
+        swap_s=0.5, swap_bytes=1 << 40, failures={3: "bad"}, payloads={2: b"logprobs"},
     )  # fmt: skip
+
+
+def test_a_steady_result_carries_columns_and_nothing_else() -> None:
+    result = executor_pb2.StepResult(step=4, handles=pack_i32([1, 2]), tokens=pack_i32([7, 8]), step_s=0.25)
+    completed = executor_wire.step_completed(EXECUTOR, result)
+    assert isinstance(completed.handles, Column)
+    assert isinstance(completed.tokens, Column)
+    assert completed.tokens.packed == result.tokens
+    assert dict(completed.failures) == dict(completed.payloads) == {}
+    assert (completed.swap_s, completed.swap_bytes) == (0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +125,8 @@ def test_a_result_becomes_an_event() -> None:
         executor_pb2.StepResult(tokens=b"x"),
         executor_pb2.StepResult(handles=pack_i32([1])),
         executor_pb2.StepResult(step_s=float("inf")),
+        executor_pb2.StepResult(swap_s=float("nan")),
+        executor_pb2.StepResult(swap_s=-1.0),
     ],
 )
 def test_a_torn_result_is_the_executor_s_mistake(torn: executor_pb2.StepResult) -> None:
@@ -121,13 +148,28 @@ def test_outputs_of_several_steps_join_and_payloads_keep_their_tokens() -> None:
     columns.started(ReportStarted(frontend_id="f", handle=1, cached_tokens=32, queued_s=0.5))
     columns.emit(EmitTokens(frontend_id="f", handles=[1, 2], tokens=[10, 20], payloads={1: b"two"}))
     columns.emit(EmitTokens(frontend_id="f", handles=[1], tokens=[11], payloads={0: b"one"}))
-    outputs = columns.take(pb.EngineStatus(running=2))
+    outputs = columns.take(pb.EngineStatus(running=2)).outputs
     assert (unpack_i32(outputs.handles), unpack_i32(outputs.tokens)) == ([1, 2, 1], [10, 20, 11])
     assert [(payload.index, payload.payload) for payload in outputs.payloads] == [(1, b"two"), (2, b"one")]
     assert outputs.started[0] == pb.CallStarted(handle=1, cached_tokens=32, queued_s=0.5)
     assert outputs.status.running == 2
     assert not columns
     assert columns.cost_bytes == 0
+
+
+def test_columns_of_the_core_are_relayed_as_the_bytes_they_are() -> None:
+    """A steady batch is packed once; no token is looked at."""
+    columns = OutputColumns()
+    handles = Column.of([1, 2, 3])
+    for step in range(3):
+        tokens = Column.unpack(pack_i32([step, step + 1, step + 2]))
+        columns.emit(EmitTokens(frontend_id="f", handles=handles, tokens=tokens))
+    assert columns.cost_bytes == 9 * TOKEN_BYTES
+    response = columns.take()
+    assert response.WhichOneof("message") == "outputs"
+    assert response.outputs.handles == handles.packed * 3
+    assert unpack_i32(response.outputs.tokens) == [0, 1, 2, 1, 2, 3, 2, 3, 4]
+    assert not response.outputs.HasField("status")
 
 
 @pytest.mark.parametrize(
@@ -176,10 +218,11 @@ def test_every_state_of_a_program_has_its_name_on_the_wire(state: ProgramState) 
         program_id="p", tenant="t", session_key="s", class_name="c", state=state, live_calls=1,
         finished_calls=2, tokens=3, attained_service_s=4.0, waiting_s=5.0, level=6, age_s=7.0,
         response_s=8.0, executor_ids=("e",),
-        prompt_tokens=9, preemptions=10,
+        prompt_tokens=9, preemptions=10, attained_cost_s=11.5, kv_blocks=12,
     )  # fmt: skip
     record = program_record(program)
     assert pb.ProgramState.Name(record.state) == f"PROGRAM_STATE_{state.name}"
-    for field in ("program_id", "level", "response_s", "prompt_tokens", "preemptions", "attained_service_s"):
-        assert getattr(record, field) == getattr(program, field)
+    for field in fields(program):
+        if field.name not in ("state", "executor_ids"):
+            assert getattr(record, field.name) == getattr(program, field.name)
     assert list(record.executor_ids) == ["e"]
