@@ -101,9 +101,9 @@ OPTIONS: dict[str, Callable[[Random], Any]] = {
     "idle_kv_s": _one_of(0.0, 0.5, 30.0),
     "short_prompt_tokens": _one_of(0, 8, 24, 2048),
     "idle_timeout_s": _one_of(3.0, 60.0, 600.0),
-    "open_programs_max": _one_of(4, 100_000, 100_000, 100_000),
+    "open_programs_max": _one_of(16, *[100_000] * 7),
     "recent_programs_max": _one_of(0, 3, 20),
-    "live_calls_max": _one_of(20, 100_000, 100_000),
+    "live_calls_max": _one_of(40, *[100_000] * 5),
     "unacknowledged_calls_max": _one_of(2, 20, 1000),
     "executor_losses_max": _one_of(1, 3, 1000),
 }
@@ -143,19 +143,22 @@ def draw_shape(random: Random, *, with_faults: bool) -> Shape:
     """Draws an episode."""
     pick = random.choice
     output_max = pick((12, 40, 80, 120))
+    seats = pick(((1, 4), (8, 16), (16, 32), (16, 32), (32,), (32, 64), (64,), (2, 32)))
+    memory = pick(((1.0, 2.0), (3.0,), (5.0,), (6.0, 12.0), (8.0,), (15.0,)))
+    is_narrow = min(seats) < 8 or min(memory) < 3
     return Shape(
         models=_draw_models(random, output_max),
-        calls=pick((200, 400, 600)),
-        programs=pick((20, 60, 120)),
-        arrival_gap_s=pick((0.02, 0.1, 1.0)),
-        think_s=pick((0.0, 0.1, 1.0)),
+        calls=100 if is_narrow else pick((300, 600, 900)),
+        programs=pick((40, 120, 200)),
+        arrival_gap_s=pick((0.01, 0.05, 0.2)),
+        think_s=pick((0.0, 0.1, 0.5)),
         output_max=output_max,
         tick_s=pick((0.25, 1.0)),
-        hold_back=pick((0.0, 0.2, 0.6)),
+        hold_back=pick((0.0, 0.3, 0.6)),
         fault_chance=pick((0.004, 0.02, 0.06)) if with_faults else 0.0,
         cost=pick((StepCost(0.1, 0.0, 0.001), StepCost(0.02, 0.002, 0.0005), StepCost(0.25, 0.01, 0.01))),
-        seats=pick(((1, 4), (8, 16), (16, 32), (32,), (64,), (2, 32))),
-        memory=pick(((1.0, 2.0), (3.0,), (6.0,), (6.0, 12.0), (30.0,))),
+        seats=seats,
+        memory=memory,
         host_blocks=pick(((0,), (4, 16), (200,), (0, 400))),
         plans_in_flight=pick(((1,), (2,), (2,), (1, 2))),
         token_budgets=pick(((4, 16), (16, 64), (256,), (1024,))),
@@ -164,7 +167,7 @@ def draw_shape(random: Random, *, with_faults: bool) -> Shape:
 
 def _draw_models(random: Random, output_max: int) -> tuple[Model, ...]:
     executors = [
-        ExecutorId(f"executor-{number}") for number in range(1, random.choice((1, 1, 2, 2, 3, 4, 6)) + 1)
+        ExecutorId(f"executor-{number}") for number in range(1, random.choice((1, 1, 1, 2, 2, 3, 6)) + 1)
     ]
     count = min(random.choice((1, 1, 1, 2, 3)), len(executors))
     return tuple(

@@ -26,7 +26,6 @@ class Traffic:
         self.shape = shape
         self.random: Random = world.random
         self.calls = CallDrawer(world.random, shape.output_max)
-        self.scripts: list[Script] = []
         self.submitted = 0
         self._programs_left = shape.programs
         self._waiting = 0
@@ -65,11 +64,16 @@ class Traffic:
             return
         self._programs_left -= 1
         script = self._draw_script()
+        self._begin(script)
+        self.world.agenda.after(self.random.expovariate(1 / self.shape.arrival_gap_s), self._arrive)
+
+    def _begin(self, script: Script) -> None:
+        """Opens a program and lets it begin; tries again later when too many are open."""
         if self._open(script):
-            self.scripts.append(script)
             self.world.tally.add("program", script.shape)
             script.begin()
-        self.world.agenda.after(self.random.expovariate(1 / self.shape.arrival_gap_s), self._arrive)
+        elif not self.is_closing:
+            self.world.agenda.after(self.random.expovariate(0.5), lambda: self._begin(script))
 
     def _draw_script(self) -> Script:
         pick = self.random.choice
@@ -86,7 +90,7 @@ class Traffic:
             shape=pick(SHAPES),
             ending=ending,
             calls_left=1 if ending is Ending.SINGLE_CALL else pick((1, 4, 12, 30)),
-            width=pick((2, 3, 8)),
+            width=pick((2, 4, 12)),
         )
 
     def _open(self, script: Script) -> bool:
