@@ -1,7 +1,7 @@
 """What a session and its runner's process say to each other: a tag byte, then msgpack.
 
 Both ends are the same version of this file on one machine, joined by a socket pair that nobody else can
-reach.
+reach. Columns may be sent as arrays; they arrive as lists.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,18 @@ class StartupFailure:
     exit_code: int
 
 
-_encoder = msgspec.msgpack.Encoder()
+def _array_items(value: Any) -> Any:
+    """What is sent of an `array.array` or a numpy array.
+
+    Raises: NotImplementedError for anything else.
+    """
+    try:
+        return value.tolist()
+    except AttributeError:
+        raise NotImplementedError(f"a {type(value).__name__} cannot be sent") from None
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_array_items)
 _commands: dict[int, msgspec.msgpack.Decoder[Any]] = {
     Command.SETTINGS: msgspec.msgpack.Decoder(dict[str, Any]),
     Command.ANNOUNCE: msgspec.msgpack.Decoder(AnnouncedCall),
@@ -86,7 +97,10 @@ _answers: dict[int, msgspec.msgpack.Decoder[Any]] = {
 
 
 def encode(tag: Command | Answer, body: object = None) -> bytes:
-    """One message."""
+    """One message.
+
+    Raises: NotImplementedError when the body holds what cannot be sent.
+    """
     return bytes((tag,)) + _encoder.encode(body)
 
 

@@ -30,6 +30,7 @@ from executor_svc.runner_messages import (
 )
 from executor_svc.runners import make_runner
 from executor_svc.settings import ExecutorSettings
+from svc_runtime.gc_control import GcControl, GcPauses
 from svc_runtime.lifecycle import StartupError
 from svc_runtime.log import configure_logging
 
@@ -50,6 +51,10 @@ class RunnerServer:
         self._prepares = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="autellix-prepare")
         self._broken: Exception | None = None
         """Answered to every plan until a reset."""
+        self._plans_taken = 0
+        """Counted by the main thread."""
+        self._plans_answered = 0
+        """Counted by the result thread."""
 
     def run(self) -> None:
         """Obeys until told to close.
@@ -71,6 +76,11 @@ class RunnerServer:
                 case Command.CLOSE:
                     return
 
+    @property
+    def idle(self) -> bool:
+        """Whether every plan so far has been answered."""
+        return self._plans_taken == self._plans_answered
+
     def close(self) -> None:
         """Waits for what runs and frees the runner."""
         self._results.shutdown()
@@ -78,9 +88,10 @@ class RunnerServer:
         self._runner.close()
 
     def _execute(self, plan: StepPlan) -> None:
+        self._plans_taken += 1
         started: list[Pending] = []
         self._guarded(lambda: started.append(self._runner.execute(plan)))
-        self._results.submit(self._resolve, tuple(started))
+        self._results.submit(self._answer_plan, tuple(started))
 
     def _reset(self) -> None:
         self._results.submit(lambda: None).result()
@@ -100,15 +111,20 @@ class RunnerServer:
         except Exception as error:  # noqa: BLE001 - answered to the session, which decides
             self._broken = error
 
+    def _answer_plan(self, started: tuple[Pending, ...]) -> None:
+        """Result thread."""
+        self._resolve(started)
+        self._plans_answered += 1
+
     def _resolve(self, started: tuple[Pending, ...]) -> None:
-        """Answers one plan; result thread. `started` is empty when the plan was not executed."""
+        """Answers one plan; `started` is empty when the plan was not executed."""
         for pending in started:
             try:
-                result = pending.result()
+                message = encode(Answer.RESULT, pending.result())
             except Exception as error:  # noqa: BLE001 - answered to the session, which decides
                 self._broken = error
             else:
-                self._answer(Answer.RESULT, result)
+                self._send(message)
                 return
         broken = self._broken
         if isinstance(broken, PlanViolation):
@@ -127,7 +143,9 @@ class RunnerServer:
         self._answer(Answer.PREPARED, Preparation(handle, error))
 
     def _answer(self, answer: Answer, body: object = None) -> None:
-        message = encode(answer, body)
+        self._send(encode(answer, body))
+
+    def _send(self, message: bytes) -> None:
         with self._sending:
             self._connection.send_bytes(message)
 
@@ -144,6 +162,7 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(encode(Answer.STARTUP_FAILED, failure))
         return
     server = RunnerServer(connection, runner)
+    GcControl(lambda: server.idle, GcPauses("autellix_runner")).run_in_thread()
     try:
         server.run()
     except (EOFError, OSError):

@@ -2,7 +2,7 @@
 
 - model "missing" cannot be loaded, model "dies" ends the process while it is loaded;
 - preparing handle 2 fails with a reason, preparing handle 3 raises;
-- executing step 3 raises, executing step 4 ends the process.
+- executing step 3 raises, executing step 4 ends the process, the result of step 5 cannot be sent.
 """
 
 import os
@@ -10,10 +10,10 @@ import sys
 from multiprocessing.connection import Connection
 
 from executor_svc import runner_server
-from executor_svc.runner import Pending, Runner, StepPlan
+from executor_svc.runner import Pending, Runner, StepPlan, StepResult
 from executor_svc.runners import make_simulated
 from executor_svc.settings import ExecutorSettings
-from executor_svc.simulated_runner import SimulatedRunner
+from executor_svc.simulated_runner import FinishedStep, SimulatedRunner
 from svc_runtime.lifecycle import ExitCode, StartupError
 
 
@@ -27,11 +27,13 @@ class OddRunner(SimulatedRunner):
         return "bad grammar" if handle == 2 else ""
 
     def execute(self, plan: StepPlan) -> Pending:
-        """Step 3 raises, step 4 ends the process."""
+        """Step 3 raises, step 4 ends the process, step 5 cannot be told."""
         if plan.step == 3:
             raise RuntimeError("the device is on fire")
         if plan.step == 4:
             os._exit(9)
+        if plan.step == 5:
+            return FinishedStep(StepResult(step=5, handles=[], tokens=[object()], step_s=0.0))  # type: ignore[list-item]
         return super().execute(plan)
 
 

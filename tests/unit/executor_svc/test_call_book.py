@@ -1,5 +1,6 @@
 """Every plan is checked against what the executor holds, before anything changes."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from executor_svc.runner import PlanViolation, StepPlan
 from executor_svc.vllm_runner.calls import Call, CallBook, Limits
 
-LIMITS = Limits(num_blocks=10, block_size=4, max_num_seqs=3, max_num_batched_tokens=16, max_model_len=20)
+LIMITS = Limits(
+    num_blocks=10, block_size=4, max_num_seqs=3, max_num_batched_tokens=16, max_model_len=20, host_blocks=6
+)
 
 
 def plan(step: int, handles: list[int], **columns: Any) -> StepPlan:
@@ -105,7 +108,13 @@ VIOLATIONS = {
     "null block": (plan(2, [2], **JOIN | {"blocks": {0: [0, 4]}}), "block 0"),
     "block out of range": (plan(2, [2], **JOIN | {"blocks": {0: [3, 10]}}), "block 10"),
     "too few blocks": (plan(2, [2], **JOIN | {"blocks": {0: [3]}}), "1 blocks for 5 tokens"),
-    "swap without host": (plan(2, [1], swap_out=((1, 0),)), "no host blocks"),
+    "null block out": (plan(2, [1], swap_out=[(0, 1)]), "swapped block 0 is not in 1..9"),
+    "null block in": (plan(2, [1], swap_in=[(1, 0)]), "swapped block 0"),
+    "block out of range in": (plan(2, [1], swap_in=[(1, 2), (2, 10)]), "swapped block 10"),
+    "host block out of range": (plan(2, [1], swap_out=[(1, 6)]), "host block 6 is not in 0..5"),
+    "host block below zero": (plan(2, [1], swap_in=[(-1, 4)]), "host block -1"),
+    "two blocks to one place": (plan(2, [1], swap_out=[(1, 0), (2, 0)]), "step 2 copies two blocks"),
+    "two blocks to one block": (plan(2, [1], swap_in=[(1, 3), (2, 3)]), "step 2 copies two blocks"),
 }
 
 
@@ -118,6 +127,23 @@ def test_violations_change_nothing(name: str) -> None:
         book.compose(bad)
     assert [(c.computed, c.in_flight, c.blocks_held) for c in book.calls.values()] == before
     assert len(book.compose(plan(2, [1])).rows) == 1
+
+
+def test_copies_may_come_with_rows_or_alone() -> None:
+    book = running()
+    with_rows = book.compose(plan(2, [1], swap_out=[(4, 0), (5, 5)], swap_in=[(3, 4)]))
+    assert with_rows.swap_out.tolist() == [[4, 0], [5, 5]]
+    assert with_rows.swap_in.tolist() == [[3, 4]]
+    assert (with_rows.copies, len(with_rows.rows)) == (3, 1)
+    alone = book.compose(plan(3, [], swap_out=[(4, 0), (4, 1)]))
+    assert (alone.copies, alone.rows) == (2, [])
+    assert book.compose(plan(4, [])).copies == 0
+
+
+def test_copies_need_a_host_tier() -> None:
+    book = CallBook(dataclasses.replace(LIMITS, host_blocks=0))
+    with pytest.raises(PlanViolation, match="step 1 swaps, but the executor has no host blocks"):
+        book.compose(plan(1, [], swap_out=[(1, 0)]))
 
 
 def test_rejoining_with_a_token_in_flight() -> None:

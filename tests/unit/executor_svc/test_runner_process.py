@@ -5,11 +5,14 @@ import select
 import signal
 import subprocess
 import sys
+from array import array
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from executor_svc.runner import PlanViolation, StepPlan
+from executor_svc.runner import PlanViolation, StepPlan, StepResult
+from executor_svc.runner_messages import Answer, decode_answer, encode
 from executor_svc.runner_process import RunnerLost, RunnerProcess
 from executor_svc.runners import make_runner
 from executor_svc.settings import ExecutorSettings
@@ -17,7 +20,12 @@ from svc_runtime.lifecycle import ExitCode, StartupError
 from tests.unit.executor_svc.plan_writer import call, plan
 
 SETTINGS = ExecutorSettings(
-    runner="simulated", model="m", simulated_cost="zero", block_size=4, num_gpu_blocks_override=20
+    runner="simulated",
+    model="m",
+    simulated_cost="zero",
+    block_size=4,
+    num_gpu_blocks_override=20,
+    host_blocks=3,
 )
 SESSION = """
 import time
@@ -47,6 +55,11 @@ def odd() -> Iterator[RunnerProcess]:
     process.close()
 
 
+def arrived(result: StepResult) -> StepResult:
+    """A result as the session gets it: columns are lists."""
+    return decode_answer(encode(Answer.RESULT, result))[1]
+
+
 def announce_two(runner: RunnerProcess) -> None:
     runner.announce(call(1, [1, 2, 3]))
     runner.announce(call(2, [4, 5, 6]))
@@ -58,9 +71,23 @@ def test_it_answers_like_the_runner_in_this_process(runner: RunnerProcess) -> No
         each.announce(call(1, [1, 2, 3]))
         each.announce(call(2, [4, 5, 6]))
     there = [runner.execute(each) for each in PLANS]
-    assert [pending.result() for pending in there] == [here.execute(each).result() for each in PLANS]
+    assert [pending.result() for pending in there] == [arrived(here.execute(each).result()) for each in PLANS]
     assert runner.info == here.info
     assert len(there[1].result().tokens) == 2
+
+
+def test_swaps_and_what_they_cost_pass_through(runner: RunnerProcess) -> None:
+    announce_two(runner)
+    plans = [
+        PLANS[0],
+        plan(2, [2], swap_out=[(1, 0)]),
+        plan(3, [1, 2], joined={0: 3}, blocks={0: [5]}, swap_in=[(0, 5)]),
+    ]
+    results = [pending.result() for pending in [runner.execute(each) for each in plans]]
+    block = runner.info.block_bytes
+    assert [result.swap_bytes for result in results] == [0, block, block]
+    assert results[2].handles == [1, 2]
+    assert runner.info.host_blocks == 3
 
 
 def test_a_violation_comes_with_the_plan_and_fails_those_after_it(runner: RunnerProcess) -> None:
@@ -97,6 +124,17 @@ def test_what_the_runner_raises_is_told_with_its_plan(odd: RunnerProcess) -> Non
     assert [odd.execute(each).result().step for each in PLANS] == [1, 2]
     with pytest.raises(RunnerLost, match="RuntimeError: the device is on fire"):
         odd.execute(plan(3, [1, 2])).result()
+
+
+def test_a_result_that_cannot_be_sent_is_a_failure_and_no_hang(odd: RunnerProcess) -> None:
+    with pytest.raises(RunnerLost, match="a object cannot be sent"):
+        odd.execute(plan(5)).result()
+
+
+def test_columns_may_be_arrays() -> None:
+    tokens = array("i", [5, 6])
+    result = StepResult(step=1, handles=np.array([1, 2], dtype="<i4"), tokens=tokens, step_s=0.0)  # type: ignore[arg-type]
+    assert arrived(result) == StepResult(step=1, handles=[1, 2], tokens=[5, 6], step_s=0.0)
 
 
 def test_a_process_that_dies_in_a_step_fails_all_that_wait(odd: RunnerProcess) -> None:
