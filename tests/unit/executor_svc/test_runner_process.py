@@ -81,12 +81,12 @@ def test_swaps_and_what_they_cost_pass_through(runner: RunnerProcess) -> None:
     plans = [
         PLANS[0],
         plan(2, [2], swap_out=[(1, 0)]),
-        plan(3, [1, 2], joined={0: 3}, blocks={0: [5]}, swap_in=[(0, 5)]),
+        plan(3, [1], joined={0: 3}, blocks={0: [5]}, swap_in=[(0, 5)]),
     ]
     results = [pending.result() for pending in [runner.execute(each) for each in plans]]
     block = runner.info.block_bytes
     assert [result.swap_bytes for result in results] == [0, block, block]
-    assert results[2].handles == [1, 2]
+    assert results[2].handles == [1]
     assert runner.info.host_blocks == 3
 
 
