@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from executor_svc.runner import StepResult
+from svc_runtime.gc_control import GcPauses
 
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
 
@@ -12,6 +13,11 @@ class ExecutorMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.gc_pauses = GcPauses("autellix_executor")
+        """Whoever controls the collector starts it."""
+        self.registry.register(self.gc_pauses)
+        self.plans_in_flight = 0
+        """Plans that came and whose steps have not ended; 0 without a stream."""
         self._step_s = Histogram(
             "autellix_executor_step_seconds",
             "Seconds of model execution a step",
@@ -31,10 +37,12 @@ class ExecutorMetrics:
 
     def planned(self, rows: int) -> None:
         """A plan came."""
+        self.plans_in_flight += 1
         self._rows.inc(rows)
 
     def stepped(self, result: StepResult) -> None:
         """A step ended."""
+        self.plans_in_flight -= 1
         self._step_s.observe(result.step_s)
         self._tokens.inc(len(result.tokens))
         self._failed_calls.inc(len(result.failures))
@@ -48,6 +56,7 @@ class ExecutorMetrics:
 
     def detached(self) -> None:
         """The stream ended."""
+        self.plans_in_flight = 0
         self._registered.set(0)
 
     def violated(self) -> None:

@@ -16,6 +16,7 @@ from executor_svc.runners import make_runner
 from executor_svc.session import Session, SessionConfig
 from executor_svc.settings import ExecutorSettings
 from executor_svc.stepper import Stepper
+from svc_runtime.gc_control import GcControl
 from svc_runtime.grpc_aio import GrpcServer, open_channel
 from svc_runtime.metrics import serve_metrics
 
@@ -74,9 +75,13 @@ async def _serve(
     if info is None:
         return
     session = _session(settings, stepper, metrics, health)
+    collector = GcControl(lambda: not metrics.plans_in_flight, metrics.gc_pauses)
+    collecting = asyncio.create_task(collector.run(), name="gc-control")
     try:
         await session.run(info, stop)
     finally:
+        collecting.cancel()
+        await asyncio.gather(collecting, return_exceptions=True)
         await _close(stepper)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from svc_runtime.gc_control import GcPauses
+
 
 class FrontendMetrics:
     """The frontend's metrics.
@@ -30,6 +32,10 @@ class FrontendMetrics:
         self._scheduler_up = Gauge(
             "autellix_frontend_scheduler_up", "1 while the scheduler is connected.", registry=registry
         )
+
+        self.gc_pauses = GcPauses("autellix_frontend")
+        """Whoever controls the collector starts it."""
+        registry.register(self.gc_pauses)
 
     def request_served(self, path: str, status: int | None, source: str) -> None:
         """Count a request; status None: the client had gone before an answer."""

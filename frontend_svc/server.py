@@ -37,6 +37,7 @@ from frontend_svc.scheduler_link import SchedulerLink
 from frontend_svc.settings import FrontendSettings
 from frontend_svc.vllm_setup import engine_config, serve_arguments
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+from svc_runtime.gc_control import GcControl
 from svc_runtime.grpc_aio import GrpcServer
 from svc_runtime.lifecycle import ExitCode, StartupError
 from svc_runtime.metrics import serve_metrics
@@ -153,6 +154,10 @@ async def _serve_calls(parts: Parts, stop: asyncio.Event) -> None:
         await _listen(stack, settings, http, grpc_server)
         mirror = asyncio.create_task(_mirror_health(grpc_server, parts.readiness, link))
         stack.callback(mirror.cancel)
+        collecting = asyncio.create_task(
+            GcControl(lambda: not link.live_calls, parts.metrics.gc_pauses).run()
+        )
+        stack.callback(collecting.cancel)
         if not keys.required:
             log.warning("no_api_keys", host=settings.host, note="anybody on this machine may call")
         await _until_over(stop, http, link, parts.llm)

@@ -18,10 +18,14 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import Any
 
+import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+log = structlog.get_logger("autellix.gc")
 
 GENERATIONS = 3
 YOUNG_THRESHOLD = 1000
@@ -30,6 +34,7 @@ MIDDLE_THRESHOLD = 5
 """Collections of the youngest generation from which the middle one is collected as well."""
 NEVER = 2**31 - 1
 """Threshold of the oldest generation: Python's own full collections are off."""
+THRESHOLDS = (YOUNG_THRESHOLD, MIDDLE_THRESHOLD, NEVER)
 
 
 class GcPauses(Collector):
@@ -92,7 +97,10 @@ class GcPauses(Collector):
 
 
 class GcControl:
-    """Decides when this process makes full collections. There is one collector, so one of these a process."""
+    """Decides when this process makes full collections.
+
+    There is one collector a process: of several controls the first one takes over and gives back.
+    """
 
     def __init__(
         self,
@@ -122,9 +130,11 @@ class GcControl:
 
     def start(self) -> None:
         """Collects, freezes what is alive, and takes over."""
-        self._former_thresholds = gc.get_threshold()
         self._pauses.start()
-        gc.set_threshold(YOUNG_THRESHOLD, MIDDLE_THRESHOLD, NEVER)
+        if gc.get_threshold() == THRESHOLDS:
+            return
+        self._former_thresholds = gc.get_threshold()
+        gc.set_threshold(*THRESHOLDS)
         gc.collect()
         gc.freeze()
 
@@ -146,6 +156,16 @@ class GcControl:
         finally:
             self.stop()
 
+    def run_in_thread(self) -> None:
+        """Takes over for the rest of the process, where there is no event loop."""
+        self.start()
+        Thread(target=self._look_for_ever, name="autellix-gc", daemon=True).start()
+
+    def _look_for_ever(self) -> None:
+        while True:
+            time.sleep(self._look_s)
+            self.look(time.monotonic())
+
     def look(self, now: float) -> bool:
         """Makes a full collection if one is due and this is the moment for it.
 
@@ -163,6 +183,7 @@ class GcControl:
         settled = was_idle and self._was_idle
         if not settled and now - self._due_since_s < self._overdue_s:
             return False
-        gc.collect()
+        freed = gc.collect()
         self._due_since_s = None
+        log.info("garbage_collected", freed_objects=freed, idle=settled)
         return True

@@ -29,6 +29,7 @@ from scheduler_svc.shell.frontend_streams import FrontendStreams
 from scheduler_svc.shell.metrics import Gauges, SchedulerMetrics
 from scheduler_svc.shell.program_desk import CoreLike, ProgramDesk
 from scheduler_svc.shell.scheduler_service import SchedulerServicer
+from svc_runtime.gc_control import GcControl
 from svc_runtime.grpc_aio import GrpcServer
 from svc_runtime.metrics import MetricsServer, serve_metrics
 
@@ -68,6 +69,7 @@ class SchedulerServer:
             service_names=SERVICE_NAMES,
             peer_token=settings.peer_token.get_secret_value() or None,
         )
+        self._collector = GcControl(lambda: not self._live_calls, self._metrics.gc_pauses)
         self._metrics_server: MetricsServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
@@ -84,6 +86,7 @@ class SchedulerServer:
         Raises: PortTaken; whatever broke the core loop.
         """
         await self.start()
+        self._tasks.append(asyncio.create_task(self._collector.run(), name="gc-control"))
         try:
             await self._until_stopped(stop)
             await self.drain()

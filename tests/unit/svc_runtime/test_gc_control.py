@@ -115,6 +115,19 @@ def test_cycles_that_outlived_young_collections_are_freed_by_the_full_one(bench:
     assert not any(isinstance(item, Cycle) for item in gc.get_objects())
 
 
+def test_of_two_controls_in_one_process_the_first_takes_over_and_gives_back() -> None:
+    before = gc.get_threshold()
+    first, second = Bench(), Bench()
+    first.control.start()
+    second.control.start()
+    assert (first.full, second.full) == (1, 0)
+    first.control.stop()
+    assert gc.get_threshold() == before
+    second.control.stop()
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+
+
 async def test_run_takes_over_looks_and_gives_back() -> None:
     before = gc.get_threshold()
     bench = Bench()
