@@ -58,7 +58,7 @@ class SchedulerSettings(ServiceSettings):
     preset: Literal["default", "paper"] = Field(
         default="default",
         description="paper: Algorithm 1 to the letter (service_unit seconds, tie queue, no running_first, "
-        "fit strict) where these are not set themselves",
+        "fit strict, preemption_grace_s 0) where these are not set themselves",
     )
     service_unit: Literal["cost", "seconds"] = Field(
         default="cost",
@@ -179,7 +179,6 @@ class SchedulerSettings(ServiceSettings):
         """The core's part."""
         return CoreConfig(
             **self._policy_options(),
-            preemption_grace_s=self.preemption_grace_s,
             kv_preempted=KvPreempted(self.kv_preempted),
             admission=Admission(self.admission),
             idle_kv_s=self.idle_kv_s,
@@ -203,6 +202,7 @@ class SchedulerSettings(ServiceSettings):
             "level_boundaries_s": self.level_boundaries_s or None,
             "starvation_beta": self.starvation_beta or None,
             "fit": Fit(self.fit),
+            "preemption_grace_s": self.preemption_grace_s,
         }
         preset = PRESETS[self.preset].items()
         return options | {name: value for name, value in preset if name not in self.model_fields_set}

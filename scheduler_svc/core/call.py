@@ -21,8 +21,10 @@ from scheduler_svc.core.ids import BlockId, CallHandle, CallId
 from scheduler_svc.core.prices import PS_PER_S
 
 if TYPE_CHECKING:
+    from scheduler_svc.core.call_kv import KeptKv
     from scheduler_svc.core.executor import Executor
     from scheduler_svc.core.process_table import Program
+    from scheduler_svc.core.queues import Standing
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -48,6 +50,8 @@ class Call:
     """Chained hashes of its leading full blocks, as far as they were needed."""
     computed: int = 0
     planned: int = 0
+    kept: "KeptKv | None" = None
+    """The KV that it left behind when it was preempted; None while RUNNING."""
     in_flight: int = 0
     """Rows of it in plans whose result has not come."""
     sampling: int = 0
@@ -75,9 +79,10 @@ class Call:
     """Seconds live but not in a batch, up to `waiting_since_s`."""
     waiting_since_s: float | None = None
     """Start of the wait that is going on; None while RUNNING or ended."""
-    service_at_promotion_ps: int = 0
-    cost_at_promotion_ps: int = 0
-    waited_at_promotion_s: float = 0.0
+    promoted_at: "Standing | None" = None
+    """What it and its program had waited and used when it was promoted last."""
+    cost_at_start_ps: int = 0
+    """`cost_ps` when it was started last."""
     computed_ever: int = 0
     """Most leading tokens whose KV was ever computed; what is below is recomputation."""
     preemptions: int = 0
@@ -99,12 +104,6 @@ class Call:
         """What it has used, in one unit."""
         return self.cost_ps if unit is ServiceUnit.COST else self.service_ps
 
-    def used_since_promotion_ps(self, unit: ServiceUnit) -> int:
-        """The same since its last promotion."""
-        if unit is ServiceUnit.COST:
-            return self.cost_ps - self.cost_at_promotion_ps
-        return self.service_ps - self.service_at_promotion_ps
-
     @property
     def prompt_len(self) -> int:
         return len(self.spec.prompt_token_ids)
@@ -117,6 +116,11 @@ class Call:
     def known(self) -> int:
         """Tokens there will be once all plans in flight are done, unless one of them stops the call early."""
         return len(self.tokens) + self.sampling
+
+    @property
+    def ran_ps(self) -> int:
+        """Useful cost since it was started."""
+        return self.cost_ps - self.cost_at_start_ps
 
     @property
     def is_live(self) -> bool:
@@ -143,10 +147,11 @@ class Call:
         self.executor = None
         self.handle = None
         self.block_hashes = []
+        self.kept = None
         self.in_flight = self.sampling = 0
         self.forget_kv()
 
     def forget_kv(self) -> None:
-        """Its blocks were given back: all tokens are to be computed again."""
+        """Its blocks were given back: what was kept of them is looked up when it is started again."""
         self.blocks = []
         self.computed = self.planned = 0

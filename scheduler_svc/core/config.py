@@ -172,6 +172,7 @@ POLICY_OPTIONS = frozenset(
         "level_boundaries_s",
         "starvation_beta",
         "fit",
+        "preemption_grace_s",
     }
 )
 """Fields of CoreConfig that may be changed while calls live."""
@@ -184,6 +185,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "tie": Tie.PROGRAM_ARRIVAL,
                 "running_first": True,
                 "fit": Fit.STRICT,
+                "preemption_grace_s": 0.05,
             }
         ),
         "paper": MappingProxyType(
@@ -192,6 +194,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "tie": Tie.QUEUE_ARRIVAL,
                 "running_first": False,
                 "fit": Fit.STRICT,
+                "preemption_grace_s": 0.0,
             }
         ),
     }

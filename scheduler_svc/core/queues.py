@@ -15,6 +15,8 @@ Source: Autellix Alg. 1, with these traps resolved:
 - promotion sets level, quantum and place in line;
 - promotion remembers the counters as they were, next to the lifetime counters, instead of zeroing these:
   service that the program is charged for is never lost;
+- what is waited and used since the promotion is counted of program and call alike: if only the call began
+  anew, a call of a long program would wait beta times its program's service for every further quantum;
 - a call or program without any service does not divide by zero: it starves at once, if it is not in Q1;
 - a call that finishes leaves its queue whatever becomes of its quantum: the finished branch does not fall
   through;
@@ -23,6 +25,7 @@ Source: Autellix Alg. 1, with these traps resolved:
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import merge
 from itertools import pairwise
 
@@ -31,6 +34,7 @@ from sortedcontainers import SortedDict
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.config import ServiceUnit
+from scheduler_svc.core.critical_path import Path
 from scheduler_svc.core.policies import Policy
 from scheduler_svc.core.prices import PS_PER_S
 
@@ -181,24 +185,42 @@ def use_quantum(call: Call, used_ps: int, policy: Policy) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a call and the completed calls of its program have waited and used together: W and T of Algorithm
+    1."""
+
+    waited_s: float
+    used: Path
+
+    @classmethod
+    def of(cls, call: Call, now: float) -> "Standing":
+        """As it is now."""
+        program = call.program
+        service_ps = program.completed_service_ps + call.service_ps
+        used = Path(service_ps, program.completed_cost_ps + call.cost_ps)
+        return cls(program.completed_waiting_s + call.waiting_s(now), used)
+
+
 def promote(call: Call, now: float) -> None:
     """Moves a starving call to the first level with a fresh quantum (the caller refiles it)."""
     call.level = 0
     call.quantum_used_ps = 0
-    call.service_at_promotion_ps = call.service_ps
-    call.cost_at_promotion_ps = call.cost_ps
-    call.waited_at_promotion_s = call.waiting_s(now)
+    call.promoted_at = Standing.of(call, now)
 
 
 def starves_in_s(call: Call, beta: float, now: float, unit: ServiceUnit) -> float | None:
     """Seconds until a waiting call starves if nothing else happens; <= 0: it does now. None: it cannot.
 
     A call starves when (W_program + W_call) / (T_program + T_call) >= beta, W and T being waiting and service
-    (in the policy's unit) of the program's completed calls, and of this call since its last promotion. A call
+    (in the policy's unit) of the program's completed calls and of this call, since its last promotion. A call
     of the first level never starves.
     """
     if call.level == 0:
         return None
-    waited_s = call.program.completed_waiting_s + call.waiting_s(now) - call.waited_at_promotion_s
-    used_ps = call.program.completed_ps(unit) + call.used_since_promotion_ps(unit)
+    standing, before = Standing.of(call, now), call.promoted_at
+    waited_s, used_ps = standing.waited_s, standing.used.of(unit)
+    if before is not None:
+        waited_s -= before.waited_s
+        used_ps -= before.used.of(unit)
     return beta * (used_ps / PS_PER_S) - waited_s

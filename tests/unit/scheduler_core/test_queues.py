@@ -170,5 +170,6 @@ class TestStarvation:
         assert call.service_s == 7.0
         assert call.waiting_s(50.0) == 50.0
         call.level = 1
-        left_s = starves_in_s(call, beta=10.0, now=50.0, unit=SECONDS)
-        assert left_s == pytest.approx(20.0), "the call's own share restarts"
+        call.service_ps += PS_PER_S
+        left_s = starves_in_s(call, beta=10.0, now=54.0, unit=SECONDS)
+        assert left_s == pytest.approx(10.0 - 4.0), "the share of call and program restarts"
