@@ -48,13 +48,24 @@ class StepCost:
             decode_contexts: tokens each decode row attends to. Shape: (decode rows,).
             prefills: (tokens computed before, tokens computed now) of each prefill chunk.
         """
-        if not decode_contexts and not prefills:
+        return self.mixed_step_s(
+            decode_rows=len(decode_contexts), context_tokens=sum(decode_contexts), prefills=prefills
+        )
+
+    def mixed_step_s(
+        self, *, decode_rows: int, context_tokens: int, prefills: Sequence[tuple[int, int]]
+    ) -> float:
+        """Seconds of one step.
+
+        Args:
+            context_tokens: tokens that the decode rows attend to, all together.
+            prefills: (tokens computed before, tokens computed now) of each prefill chunk.
+        """
+        if not decode_rows and not prefills:
             return 0.0
         seconds = self.overhead_s
-        seconds += max(
-            self.decode_step_s if decode_contexts else 0.0, self.prefill_step_s if prefills else 0.0
-        )
-        seconds += self.decode_row_s * len(decode_contexts) + self.context_token_s * sum(decode_contexts)
+        seconds += max(self.decode_step_s if decode_rows else 0.0, self.prefill_step_s if prefills else 0.0)
+        seconds += self.decode_row_s * decode_rows + self.context_token_s * context_tokens
         for before, count in prefills:
             seconds += self.prefill_token_s * count
             seconds += self.prefill_token_squared_s * ((before + count) ** 2 - before**2)

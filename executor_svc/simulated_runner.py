@@ -6,17 +6,27 @@ blocks, (5) samples for rows whose tokens are now all computed, and (6) waits un
 has passed since it began, so that bookkeeping is not added to it. Every contradiction between a plan and
 what calls and blocks really hold is a `PlanViolation`: a scheduler that passes here would not corrupt a
 real KV cache. After a violation the state is undefined until `reset`.
+
+Many of these live on a small machine, so a step costs what changes, not what runs: rows are columns (see
+simulated_batch.py), the rows that compute one token are checked and advanced together, and only a row that
+an event touches (it joins, leaves, grows, computes a chunk) is looked at by itself. When the common check
+fails, the rows are computed again one by one, in order, which finds the culprit and says what is wrong.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NoReturn, Protocol
+
+import numpy as np
 
 from executor_svc.cost_model import StepCost
 from executor_svc.runner import AnnouncedCall, PlanViolation, RunnerInfo, StepPlan, StepResult
-from executor_svc.simulated_kv import BlockLedger
-from executor_svc.simulated_tokens import TokenRule, extend_prefix
+from executor_svc.simulated_batch import ALL, Batch, Selection, SimulatedCall
+from executor_svc.simulated_kv import BlockLedger, all_of
+from executor_svc.simulated_tokens import TokenRule, hash_prefixes
 
 PARAMS_FORMATS = ("vllm-0.32.0/msgpack", "simulated")
 """Named at registration; params are not read, whatever their format."""
@@ -71,20 +81,6 @@ class SimulatedConfig:
     reasoning_parser: str = ""
 
 
-@dataclass(slots=True)
-class _Call:
-    """A known call. Invariant: len(hashes) == tokens known == prompt + output."""
-
-    hashes: list[int]
-    """Hash of the prefix that ends at each position."""
-    failure: str = ""
-    """Why it cannot run; empty when it can."""
-    failure_reported: bool = False
-    computed: int = 0
-    table: list[int] = field(default_factory=list)
-    """Blocks of the current batch's row; empty while not in the batch."""
-
-
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
     """A `Pending` whose result is known."""
@@ -101,6 +97,7 @@ class SimulatedRunner:
 
     def __init__(self, config: SimulatedConfig, *, clock: StepClock | None = None) -> None:
         self._config = config
+        self._block_bytes = config.block_size * config.cost.kv_bytes_per_token
         self._clock = clock or PreciseClock()
         self.reset()
 
@@ -117,7 +114,7 @@ class SimulatedRunner:
             block_size=config.block_size,
             num_blocks=config.num_blocks,
             host_blocks=config.host_blocks,
-            block_bytes=config.block_size * config.cost.kv_bytes_per_token,
+            block_bytes=self._block_bytes,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=config.max_model_len,
@@ -139,12 +136,11 @@ class SimulatedRunner:
         """
         if call.handle in self._calls:
             raise PlanViolation(f"handle {call.handle} is announced twice")
-        known = _Call(hashes=[])
-        for tokens in (call.prompt_token_ids, call.output_token_ids):
-            if tokens and not 0 <= min(tokens) <= max(tokens) < self._config.tokens.vocab_size:
-                known.failure = f"a token id is not in 0..{self._config.tokens.vocab_size - 1}"
-            extend_prefix(known.hashes, tokens)
-        self._calls[call.handle] = known
+        tokens = [*call.prompt_token_ids, *call.output_token_ids]
+        vocab_size = self._config.tokens.vocab_size
+        inside = not tokens or 0 <= min(tokens) <= max(tokens) < vocab_size
+        failure = "" if inside else f"a token id is not in 0..{vocab_size - 1}"
+        self._calls[call.handle] = SimulatedCall(hash_prefixes(tokens), failure)
 
     def prepare(self, handle: int) -> str:
         """Nothing to prepare: ready."""
@@ -156,21 +152,39 @@ class SimulatedRunner:
         Raises: PlanViolation when the plan contradicts what calls and blocks hold.
         """
         started_s = self._clock.now_s()
-        rows = [self._call(handle) for handle in plan.handles]
+        regrouped = bool(plan.joined) or plan.handles != self._batch.handles
+        if regrouped:
+            self._check_known(plan.handles)
         self._check_limits(plan)
-        self._leave(plan)
+        leaving = self._leave(plan.handles) if regrouped else []
+        self._release(plan)
         swapped_blocks = self._swap(plan)
-        self._enter(plan, rows)
-        step_s = self._price(plan, rows)
-        result = self._compute(plan, rows, step_s, swapped_blocks)
+        if regrouped:
+            self._regroup(plan, leaving)
+        self._grow(plan)
+        step_s = self._step_s(plan)
+        self._compute(plan.chunks)
+        handles, tokens = self._sample(plan)
+        swap_bytes = swapped_blocks * self._block_bytes
+        result = StepResult(
+            step=plan.step,
+            handles=handles,
+            tokens=tokens,
+            step_s=step_s,
+            failures=self._failures() if self._batch.has_failed else {},
+            swap_s=self._config.cost.swap_s(swap_bytes),
+            swap_bytes=swap_bytes,
+        )
         self._clock.wait_until(started_s + result.step_s + result.swap_s)
         return FinishedStep(result)
 
     def reset(self) -> None:
         """Forgets all calls and blocks."""
         config = self._config
-        self._calls: dict[int, _Call] = {}
-        self._batch: Sequence[int] = ()
+        self._calls: dict[int, SimulatedCall] = {}
+        self._batch = Batch(
+            seats=config.max_num_seqs, block_size=config.block_size, length_max=config.max_model_len
+        )
         self._kv = BlockLedger(
             block_size=config.block_size, num_blocks=config.num_blocks, host_blocks=config.host_blocks
         )
@@ -178,11 +192,12 @@ class SimulatedRunner:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _call(self, handle: int) -> _Call:
-        try:
-            return self._calls[handle]
-        except KeyError:
-            raise PlanViolation(f"handle {handle} is not known") from None
+    # ── before the forward pass ─────────────────────────────────────────────────────────────────────
+
+    def _check_known(self, handles: Sequence[int]) -> None:
+        for handle in handles:
+            if handle not in self._calls:
+                raise PlanViolation(f"handle {handle} is not known")
 
     def _check_limits(self, plan: StepPlan) -> None:
         config = self._config
@@ -192,15 +207,20 @@ class SimulatedRunner:
         if total > config.max_num_batched_tokens:
             raise PlanViolation(f"{total} tokens, max_num_batched_tokens is {config.max_num_batched_tokens}")
 
-    def _leave(self, plan: StepPlan) -> None:
-        """Rows of the last batch that are not in this one leave; released calls are forgotten."""
-        if plan.handles != self._batch:
-            for handle in set(self._batch).difference(plan.handles):
-                call = self._calls[handle]
-                self._kv.leave(call.table)
-                call.table = []
+    def _leave(self, handles: Sequence[int]) -> list[int]:
+        """Rows of the last batch that are not among `handles` leave; returns them."""
+        leaving = self._batch.leaving(handles)
+        for row in leaving:
+            self._calls[self._batch.handles[row]].hashes = self._batch.hashes(row).copy()
+            self._kv.leave(self._batch.table(row))
+        return leaving
+
+    def _release(self, plan: StepPlan) -> None:
+        """Released calls are forgotten; none of them is a row."""
         for handle in plan.released:
-            self._call(handle)
+            self._check_known((handle,))
+            if handle in plan.handles:
+                raise PlanViolation(f"handle {handle} is released while it is a row")
             del self._calls[handle]
 
     def _swap(self, plan: StepPlan) -> int:
@@ -210,84 +230,106 @@ class SimulatedRunner:
             self._kv.swap_in(host_block, device_block)
         return len(plan.swap_out) + len(plan.swap_in)
 
-    def _enter(self, plan: StepPlan, rows: Sequence[_Call]) -> None:
-        """Rows join with their tables, others grow; all users of blocks are known afterwards."""
-        self._check_joined(plan)
-        for row, blocks in plan.blocks.items():
+    def _regroup(self, plan: StepPlan, leaving: Sequence[int]) -> None:
+        """The batch is the plan's from now on. Rows that join are exactly those that were not in it."""
+        entering = self._batch.entering(plan.handles)
+        if plan.joined.keys() != set(entering):
+            row = min(plan.joined.keys() ^ set(entering))
+            was = "was already" if row in plan.joined else "was not"
+            raise PlanViolation(f"row {row} (handle {plan.handles[row]}) {was} in the previous batch")
+        self._batch.regroup(plan.handles, leaving, entering)
+
+    def _grow(self, plan: StepPlan) -> None:
+        """Rows join with their tables, others grow; all users of blocks are known before any is checked."""
+        if plan.blocks:
+            lists = list(plan.blocks.values())
+            blocks = np.fromiter(chain.from_iterable(lists), np.intp)
             self._kv.use(blocks)
-            rows[row].table.extend(blocks)
+            self._batch.give_blocks(
+                np.fromiter(plan.blocks, np.intp), np.fromiter(map(len, lists), np.intp), blocks
+            )
         for row, computed in plan.joined.items():
-            call = rows[row]
-            if computed >= len(call.hashes):
-                raise PlanViolation(f"row {row}: {computed} tokens computed, the call has {len(call.hashes)}")
-            if computed > len(call.table) * self._config.block_size:
-                raise PlanViolation(
-                    f"row {row}: {computed} computed tokens exceed its {len(call.table)} blocks"
-                )
-            self._kv.check_holds(call.table, call.hashes, computed)
-            call.computed = computed
-        self._batch = plan.handles
+            self._join(row, self._calls[plan.handles[row]], computed)
 
-    def _check_joined(self, plan: StepPlan) -> None:
-        """Rows that join are exactly those that were not in the previous batch."""
-        if not plan.joined and plan.handles == self._batch:
-            return
-        before = set(self._batch)
-        for row, handle in enumerate(plan.handles):
-            if (row in plan.joined) == (handle in before):
-                was = "was already" if handle in before else "was not"
-                raise PlanViolation(f"row {row} (handle {handle}) {was} in the previous batch")
+    def _join(self, row: int, call: SimulatedCall, computed: int) -> None:
+        table = self._batch.table(row)
+        if computed >= len(call.hashes):
+            raise PlanViolation(f"row {row}: {computed} tokens computed, the call has {len(call.hashes)}")
+        if computed > len(table) * self._config.block_size:
+            raise PlanViolation(f"row {row}: {computed} computed tokens exceed its {len(table)} blocks")
+        self._kv.check_holds(table, call.hashes, computed)
+        self._batch.open(row, call, computed)
 
-    def _price(self, plan: StepPlan, rows: Sequence[_Call]) -> float:
+    # ── the forward pass ────────────────────────────────────────────────────────────────────────────
+
+    def _step_s(self, plan: StepPlan) -> float:
         """A row of one token that continues a computed context counts as a decode row."""
-        decodes = []
+        batch = self._batch
         prefills = []
-        for row, call in enumerate(rows):
-            count = plan.chunks.get(row, 1)
-            if count == 1 and call.computed:
-                decodes.append(call.computed + 1)
-            else:
-                prefills.append((call.computed, count))
-        return self._config.cost.step_s(decode_contexts=decodes, prefills=prefills)
-
-    def _compute(
-        self, plan: StepPlan, rows: Sequence[_Call], step_s: float, swapped_blocks: int
-    ) -> StepResult:
-        handles: list[int] = []
-        tokens: list[int] = []
-        failures: dict[int, str] = {}
-        for row, (handle, call) in enumerate(zip(plan.handles, rows, strict=True)):
-            if call.failure:
-                if not call.failure_reported:
-                    failures[handle] = call.failure
-                    call.failure_reported = True
-                continue
-            token = self._compute_row(row, call, plan.chunks.get(row, 1))
-            if token is not None:
-                handles.append(handle)
-                tokens.append(token)
-        swap_bytes = swapped_blocks * self.info.block_bytes if swapped_blocks else 0
-        return StepResult(
-            step=plan.step,
-            handles=handles,
-            tokens=tokens,
-            step_s=step_s,
-            failures=failures,
-            swap_s=self._config.cost.swap_s(swap_bytes),
-            swap_bytes=swap_bytes,
+        if plan.chunks or plan.joined or batch.has_failed:
+            chunks = dict.fromkeys(np.flatnonzero(batch.computed == 0).tolist(), 1)
+            chunks.update((row, count) for row, count in plan.chunks.items() if count != 1)
+            prefills = [(int(batch.computed[row]), count) for row, count in sorted(chunks.items())]
+        decode_rows = len(plan.handles) - len(prefills)
+        return self._config.cost.mixed_step_s(
+            decode_rows=decode_rows,
+            context_tokens=batch.computed_sum - sum(before for before, _ in prefills) + decode_rows,
+            prefills=prefills,
         )
 
-    def _compute_row(self, row: int, call: _Call, count: int) -> int | None:
-        """Computes `count` tokens of a row; returns the sampled token when none is left to compute."""
-        end = call.computed + count
-        if end > len(call.hashes):
-            raise PlanViolation(f"row {row}: plans {end} computed tokens, the call has {len(call.hashes)}")
+    def _compute(self, chunks: Mapping[int, int]) -> None:
+        """Computes the KV of each row's tokens, that of the decode rows together."""
+        batch = self._batch
+        if not batch.compute_each(self._decoding(chunks), self._kv):
+            self._find_violation(chunks)
+        for row, count in chunks.items():
+            if not batch.failed[row]:
+                self._compute_row(row, count)
+
+    def _decoding(self, chunks: Mapping[int, int]) -> Selection:
+        if not chunks and not self._batch.has_failed:
+            return ALL
+        decoding = self._batch.failed == 0
+        decoding[list(chunks)] = False
+        return np.flatnonzero(decoding)
+
+    def _find_violation(self, chunks: Mapping[int, int]) -> NoReturn:
+        """Computes row after row until the first that must not be."""
+        for row in np.flatnonzero(self._batch.failed == 0).tolist():
+            self._compute_row(row, chunks.get(row, 1))
+        raise AssertionError("rows cannot be computed together, but one by one they can")
+
+    def _compute_row(self, row: int, count: int) -> None:
+        """Computes `count` tokens of one row."""
+        batch = self._batch
+        known = int(batch.known[row])
+        start = int(batch.computed[row])
+        end = start + count
+        if end > known:
+            raise PlanViolation(f"row {row}: plans {end} computed tokens, the call has {known}")
         if end > self._config.max_model_len:
             raise PlanViolation(f"row {row}: {end} tokens, max_model_len is {self._config.max_model_len}")
-        self._kv.write(call.table, call.hashes, call.computed, end)
-        call.computed = end
-        if end < len(call.hashes):
-            return None
-        token = self._config.tokens.after(call.hashes[-1])
-        extend_prefix(call.hashes, (token,))
-        return token
+        self._kv.write(batch.table(row), batch.hashes(row), start, end)
+        batch.computed_one(row, end)
+
+    def _sample(self, plan: StepPlan) -> tuple[Sequence[int], Sequence[int]]:
+        """The next token of every row whose tokens are all computed; returns handles and tokens."""
+        batch = self._batch
+        due = batch.sampling()
+        rows: Selection = ALL
+        handles = plan.handles
+        if not all_of(due):
+            rows = np.flatnonzero(due)
+            handles = [handles[row] for row in rows.tolist()]
+        return handles, array("i", batch.sample(rows, self._config.tokens).tobytes())
+
+    def _failures(self) -> dict[int, str]:
+        """Why calls of this batch cannot run, each told once."""
+        failures = {}
+        for row in np.flatnonzero(self._batch.failed).tolist():
+            handle = self._batch.handles[row]
+            call = self._calls[handle]
+            if not call.failure_reported:
+                failures[handle] = call.failure
+                call.failure_reported = True
+        return failures
