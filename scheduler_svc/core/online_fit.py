@@ -9,33 +9,33 @@ measurements.
   whole; the proportions follow from what is measured.
 - **What is not measured stays.** Each fit is drawn slightly towards the one before, never back to the prior:
   after an hour without prefill the price of prefill is what it was.
-- **Outliers.** An error is relative to the larger of what was seen and what was expected, and its pull is
-  bounded (Huber): a hiccup of 30 s, or a zero, moves next to nothing.
+- **Outliers.** Errors are relative to the larger of what was seen and what was expected, so none is above 1:
+  a zero pulls no more than two ordinary errors of a half, and a hiccup less the longer it was.
 - **Change.** When the median of a block is off by more than `_CHANGE`, most measurements say so, and that is
   no outlier: from then on the block counts, and what was known before only where the block says nothing.
   Smaller changes, and those of a minority of measurements, are followed as old ones fade.
-- **Bounds.** Coefficients stay in 0..ceiling. Fading sums and the pull towards the last fit keep the system
-  well conditioned for ever. Arithmetic in a fixed order: equal inputs, equal coefficients.
+- **Bounds.** Coefficients stay in 0..ceiling. Fading sums, and a pull that is never below a billionth of what
+  it pulls against, keep the system well conditioned, whatever is measured, for ever. Arithmetic in a fixed
+  order: equal inputs, equal coefficients.
 
 Everything is plain Python on the columns of a block, where `sum(map(mul, ...))` runs at the speed of C.
 """
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from math import sqrt
 from operator import mul
 from statistics import median
 
 _HALF_LIFE = 4096
 """Measurements after which an old one counts half."""
-_HUBER = 0.25
-"""Errors up to this count in full; larger ones pull no more than it."""
 _CHANGE = 0.25
 """Median error of a block that is taken for a change of what is measured."""
 _KEPT_OVER_CHANGE = 0.002
 """Weight of old measurements after a change: they decide only what the new ones say nothing about."""
 _PULL = 0.01
 """Pull towards the last fit, in measurements of a column by itself."""
+_PULL_MIN = 1e-9
+"""Of the sum of squares of a column; far above the rounding of sums."""
 _RATIO_MAX = 1000.0
 """How much faster or slower something can be found to be at once."""
 _UNIT_MIN = 0.01
@@ -85,9 +85,8 @@ class OnlineFit:
             ratio = _ratio(middle)
             self._begin(ratio)
             expected = [ratio * each for each in expected]
-            errors = list(map(_error, seen, expected))
         self._fade(0.5 ** (len(seen) / _HALF_LIFE))
-        self._add(columns, seen, expected, errors)
+        self._add(columns, seen, expected)
         self._solve()
 
     def _expect(self, columns: Sequence[Column]) -> list[float]:
@@ -113,14 +112,8 @@ class OnlineFit:
         self._normal = [[factor * value for value in row] for row in self._normal]
         self._right = [factor * value for value in self._right]
 
-    def _add(
-        self,
-        columns: Sequence[Column],
-        seen: Sequence[float],
-        expected: Sequence[float],
-        errors: Sequence[float],
-    ) -> None:
-        scales = list(map(_scale, seen, expected, errors))
+    def _add(self, columns: Sequence[Column], seen: Sequence[float], expected: Sequence[float]) -> None:
+        scales = [1 / (larger + _LEAST) for larger in map(max, seen, expected)]
         present = [j for j, column in enumerate(columns) if any(column)]
         rows = [list(map(mul, columns[j], scales)) for j in present]
         targets = list(map(mul, seen, scales))
@@ -135,7 +128,7 @@ class OnlineFit:
         normal = [[self._normal[max(j, k)][min(j, k)] for k in range(size)] for j in range(size)]
         right = self._right.copy()
         for j, unit in enumerate(self._unit):
-            pull = _PULL / unit**2
+            pull = max(_PULL / unit**2, _PULL_MIN * normal[j][j])
             normal[j][j] += pull
             right[j] += pull * self.coefficients[j]
         self.coefficients = tuple(solve_within(normal, right, self._ceiling))
@@ -150,13 +143,6 @@ def _error(seen: float, expected: float) -> float:
 def _ratio(error: float) -> float:
     """seen / expected, bounded."""
     return max(1 + error, 1 / _RATIO_MAX) if error < 0 else 1 / max(1 - error, 1 / _RATIO_MAX)
-
-
-def _scale(seen: float, expected: float, error: float) -> float:
-    """The root of a measurement's weight."""
-    larger = seen if seen > expected else expected
-    size = abs(error)
-    return (1.0 if size <= _HUBER else sqrt(_HUBER / size)) / (larger + _LEAST)
 
 
 def solve_within(
