@@ -19,8 +19,9 @@ from typing import Any
 from scheduler_svc.core import events as ev
 from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState
-from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig
+from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig, Fit
 from scheduler_svc.core.counters import Counters
+from scheduler_svc.core.drafting import Drafter
 from scheduler_svc.core.effects import CloseExecutor, Effect, RefuseCall
 from scheduler_svc.core.errors import ProtocolBroken, Refused
 from scheduler_svc.core.executor import Executor
@@ -29,6 +30,7 @@ from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, TenantId
 from scheduler_svc.core.lifecycle import CallTimer, Lifecycle
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policies import make_policy
+from scheduler_svc.core.prices import PS_PER_S
 from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
 from scheduler_svc.core.refusals import (
     bad_option,
@@ -79,7 +81,8 @@ class Core:
         self.lifecycle = Lifecycle(
             config, self.policy, self.table, self.fleet, self.registry, self.counters, self._outbox
         )
-        self._planner = Planner(self.lifecycle, self._outbox)
+        drafter = Drafter(self.lifecycle, grace_ps=round(config.preemption_grace_s * PS_PER_S))
+        self._planner = Planner(drafter, self._outbox, backfill=config.fit is Fit.BACKFILL)
         self._results = ResultReader(self.lifecycle, self.counters, self._outbox)
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.ProgramOpened: self._program_opened,
@@ -129,17 +132,13 @@ class Core:
             self.lifecycle.watch_idle(program, self._now)
 
     def _program_ended(self, event: ev.ProgramEnded) -> None:
-        self._end_program(self.table.known(event.tenant, event.program_id), ProgramState.ENDED)
+        self.lifecycle.end_program(self.table.known(event.tenant, event.program_id), ProgramState.ENDED)
 
     def _program_cancelled(self, event: ev.ProgramCancelled) -> None:
         program = self.table.known(event.tenant, event.program_id)
-        self._end_program(program, ProgramState.CANCELLED)
+        self.lifecycle.end_program(program, ProgramState.CANCELLED)
         for call in list(program.live_calls.values()):
             self.lifecycle.cancel(call, self._now, ev.CancelReason.PROGRAM)
-
-    def _end_program(self, program: Program, how: ProgramState) -> None:
-        self.lifecycle.idle_timers.drop(program.key)
-        self.table.end(program, how)
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -218,6 +217,7 @@ class Core:
         """Queues the calls of a lost executor again, with their tokens; those that lost too many executors
         fail."""
         calls = list(executor.calls.values())
+        executor.lost = True
         for call in calls:
             call.losses += call.in_flight > 0
             self.lifecycle.requeue(call, self._now)
@@ -272,6 +272,8 @@ class Core:
     # ── time ────────────────────────────────────────────────────────────────────────────────────────
 
     def _time_passed(self, _event: ev.TimePassed) -> None:
+        for key in self.lifecycle.idle_kv_timers.pop_due(self._now):
+            self._kv_idled(key)
         for key in self.lifecycle.idle_timers.pop_due(self._now):
             self._program_idled(key)
         for kind, call_id in self.lifecycle.call_timers.pop_due(self._now):
@@ -285,13 +287,19 @@ class Core:
         if call is not None:
             self.lifecycle.fail(call, self._now, deadline_exceeded(call))
 
+    def _kv_idled(self, key: ProgramKey) -> None:
+        program = self.table.get(*key)
+        if program is not None and not program.live_calls:
+            self.lifecycle.idle_kv(program)
+
     def _program_idled(self, key: ProgramKey) -> None:
         program = self.table.get(*key)
         if program is not None and not program.live_calls:
-            self.table.end(program, ProgramState.TIMED_OUT)
+            self.lifecycle.end_program(program, ProgramState.TIMED_OUT)
 
     def _plan_due(self, _event: ev.PlanDue) -> None:
         for executor in list(self.fleet):
+            self.lifecycle.let_in(executor, self._now)
             while self._planner.plan(executor, self._now):
                 pass
             if executor.draining and not executor.calls and not executor.in_flight:

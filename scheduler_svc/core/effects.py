@@ -33,7 +33,7 @@ class Plan:
 
     step: int
     """1, 2, 3, ... within the executor's epoch."""
-    handles: Sequence[CallHandle]
+    handles: Sequence[int]
     """The batch, in order. Shape: (rows,). May be empty when the plan only releases."""
     chunks: Mapping[int, int]
     """row -> tokens to compute, only where that is not 1."""
@@ -41,7 +41,7 @@ class Plan:
     """row -> leading tokens whose KV its blocks already hold."""
     blocks: Mapping[int, Sequence[BlockId]]
     """row -> its whole block table (joined rows) or the block ids to append (others)."""
-    released: Sequence[CallHandle]
+    released: Sequence[int]
     """Calls that the executor must forget."""
     swap_out: Sequence[tuple[BlockId, BlockId]] = ()
     """(device block, host block) copies done first."""

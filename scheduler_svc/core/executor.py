@@ -8,12 +8,17 @@ not wrong.
 from collections import deque
 from dataclasses import dataclass, field
 
+from scheduler_svc.core import call_kv
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.events import ExecutorSpec
 from scheduler_svc.core.ids import CallHandle, CallId, ExecutorId
-from scheduler_svc.core.kv import BlockPool
+from scheduler_svc.core.kv import KvCache
+from scheduler_svc.core.kv_choice import KvChoice, choose_kv
 from scheduler_svc.core.policies import Policy
+from scheduler_svc.core.prices import Prices
 from scheduler_svc.core.queues import MultilevelQueue
+from scheduler_svc.core.step_cost import StepCostModel, StepFeatures
+from scheduler_svc.core.working_set import WorkingSetGate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,18 @@ class StepInFlight:
     step: int
     rows: dict[CallHandle, PlannedRow]
     """In plan order."""
+    features: StepFeatures
+    """What it computes, for the step-cost model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """The last waiting call that memory was too short for, so that it is not looked up at every step."""
+
+    call: Call
+    available: int
+    """Blocks that could be had then."""
+    step: int
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +62,11 @@ class Executor:
 
     spec: ExecutorSpec
     queue: MultilevelQueue
-    pool: BlockPool
+    kv: KvCache
+    gate: WorkingSetGate
+    costs: StepCostModel
+    prices: Prices
+    """What its tokens cost now; replaced when the model has moved."""
     calls: dict[CallId, Call] = field(default_factory=dict)
     """Live calls placed here, in order of placement."""
     by_handle: dict[CallHandle, Call] = field(default_factory=dict)
@@ -60,11 +81,19 @@ class Executor:
     next_handle: int = 1
     steps_done: int = 0
     draining: bool = False
+    lost: bool = False
+    """Its stream has ended: what its blocks hold is of no use."""
+    misfit: Misfit | None = None
 
     @classmethod
     def attach(cls, spec: ExecutorSpec, policy: Policy) -> "Executor":
         """A fresh executor."""
-        return cls(spec, MultilevelQueue(policy), BlockPool(spec.num_blocks))
+        kv = KvCache(device_blocks=spec.num_blocks, host_blocks=spec.host_blocks)
+        costs = StepCostModel(block_bytes=spec.block_bytes, step_tokens=spec.max_num_batched_tokens)
+        gate = WorkingSetGate(kv, lambda tokens: -(-tokens // spec.block_size))
+        executor = cls(spec, MultilevelQueue(policy), kv, gate, costs, costs.prices())
+        executor.reprice()
+        return executor
 
     @property
     def executor_id(self) -> ExecutorId:
@@ -73,6 +102,22 @@ class Executor:
     @property
     def can_take_plan(self) -> bool:
         return len(self.in_flight) < self.spec.max_plans_in_flight
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-tokens // self.spec.block_size)
+
+    def reprice(self) -> None:
+        """Takes the cost model's newest prices over."""
+        self.prices = self.costs.prices()
+        self.kv.move_to_host = self._is_worth_moving()
+
+    def _is_worth_moving(self) -> bool:
+        """Whether a block that must leave the device is copied to the host rather than computed again."""
+        choice = choose_kv(
+            tokens=self.spec.block_size, blocks=1, prices=self.prices, memory_needed=True, host_blocks_free=1
+        )
+        return choice is KvChoice.SWAP
 
     def fits(self, call: Call) -> bool:
         """Whether it can hold the call alone and understands its parameters."""
@@ -101,7 +146,9 @@ class Executor:
         """Takes a call off: its blocks are free at once, its handle is released with the next plan."""
         del self.calls[call.spec.call_id]
         self.queue.discard(call)
-        self.pool.release(call.blocks)
+        self.gate.discard(call)
+        if not self.lost:
+            call_kv.part(self, call)
         if call.handle is not None:
             del self.by_handle[call.handle]
             self.to_release.append(call.handle)

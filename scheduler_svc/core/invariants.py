@@ -39,8 +39,9 @@ def _check_level_counts(core: Core) -> None:
 
 def _check_executor(executor: Executor) -> None:
     spec = executor.spec
-    executor.pool.check(call.blocks for call in executor.calls.values())
-    assert executor.pool.held + executor.pool.available == spec.num_blocks - 1
+    executor.kv.check(call.blocks for call in executor.calls.values())
+    assert executor.kv.held + executor.kv.available == spec.num_blocks - 1
+    assert not executor.kv.swaps_pending or not executor.can_take_plan, "copies that no plan carries"
     assert executor.queue.running_count <= spec.max_num_seqs, "more calls run than there are seats"
     assert len(executor.in_flight) <= spec.max_plans_in_flight
     assert len({call.handle for call in executor.by_handle.values()}) == len(executor.by_handle)
@@ -72,8 +73,12 @@ def _check_call(core: Core, call: Call) -> None:
     if call.executor is None:
         assert (call.state, call.blocks, call.handle) == (CallState.QUEUED, [], None), name
         return
-    assert (call in call.executor.queue) == (call.state is not CallState.PREPARING), name
+    places = (call in call.executor.queue, call in call.executor.gate, call.state is CallState.PREPARING)
+    assert sum(places) == 1, f"{name} is in no place or in two"
     block_size = call.executor.spec.block_size
     blocks = -(-call.planned // block_size) if call.state is CallState.RUNNING else 0
     assert len(call.blocks) == blocks, f"{name} holds {len(call.blocks)} blocks instead of {blocks}"
     assert call.state is CallState.RUNNING or call.planned == 0, f"{name} has KV and no blocks"
+    if call.kept is not None:
+        assert call.state is CallState.QUEUED, f"{name} left KV behind and holds it"
+        assert 0 < call.kept.tokens <= call.known, f"{name} left KV behind of tokens that it does not have"

@@ -12,11 +12,12 @@ events submit, cancel and fail: all of them through here.
 from array import array
 from enum import Enum
 
+from scheduler_svc.core import call_kv
 from scheduler_svc.core.admission import check_call
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState, Trigger, next_state
-from scheduler_svc.core.config import CoreConfig, ServiceUnit
+from scheduler_svc.core.config import Admission, CoreConfig, ServiceUnit
 from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import AnnounceCall, Effect, FinishCall, FinishReason, ReportStarted
 from scheduler_svc.core.errors import Refusal, Refused
@@ -67,9 +68,12 @@ class Lifecycle:
         self._registry = registry
         self._counters = counters
         self._outbox = outbox
+        self._gates = config.admission is Admission.WORKING_SET
         self._submitted = 0
         self.call_timers: Timers[tuple[CallTimer, CallId]] = Timers()
         self.idle_timers: Timers[ProgramKey] = Timers()
+        self.idle_kv_timers: Timers[ProgramKey] = Timers()
+        """When an idle program's KV becomes less worth than that of others."""
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -86,7 +90,7 @@ class Lifecycle:
         self._registry.add(call)
         program.call_arrived(call, now)
         call.level = self._policy.level_at_arrival(call)
-        self.idle_timers.drop(program.key)
+        self._wake(program)
         if spec.deadline_s is not None:
             self.call_timers.set((CallTimer.DEADLINE, spec.call_id), now + spec.deadline_s)
         self._counters.calls_submitted += 1
@@ -134,8 +138,18 @@ class Lifecycle:
         self._enqueue(call, _placed(call), now)
 
     def _enqueue(self, call: Call, executor: Executor, now: float) -> None:
+        has_run = executor.executor_id in call.program.executor_ids
+        if self._gates and not executor.gate.is_open_to(call.program, has_run=has_run):
+            executor.gate.hold(call)
+            return
         executor.queue.add(call)
         self._watch_starvation(call, now)
+
+    def let_in(self, executor: Executor, now: float) -> None:
+        """Queues the calls of new programs for which there is room now (working-set admission)."""
+        for call in executor.gate.let_in(is_idle=not len(executor.queue)):
+            executor.queue.add(call)
+            self._watch_starvation(call, now)
 
     def _announce(self, call: Call, executor: Executor) -> None:
         handle = executor.give_handle(call)
@@ -160,6 +174,7 @@ class Lifecycle:
         if call.handle is None:
             self._announce(call, executor)
         self._turn(call, Trigger.START, now)
+        call.cost_at_start_ps = call.cost_ps
         executor.queue.refile(call)
         call.program.ran_on(executor.executor_id)
         if not call.started:
@@ -179,10 +194,10 @@ class Lifecycle:
         )
 
     def preempt(self, call: Call, now: float) -> None:
-        """Takes a running call out of the batch; its blocks go back to the pool, where published ones are
-        found again. Results in flight still count."""
+        """Takes a running call out of the batch; its KV is kept as long as nobody needs the memory more.
+        Results in flight still count."""
         executor = _placed(call)
-        executor.pool.release(call.blocks)
+        call_kv.leave(executor, call, self._config.kv_preempted)
         call.forget_kv()
         self._turn(call, Trigger.PREEMPT, now)
         executor.queue.refile(call)
@@ -241,6 +256,8 @@ class Lifecycle:
         call = self._registry.live(call_id)
         beta = self._config.starvation_beta
         if call is None or beta is None or call.executor is None or call.state is not CallState.QUEUED:
+            return
+        if call in call.executor.gate:
             return
         left_s = starves_in_s(call, beta, now, self._policy.unit)
         if left_s is None:
@@ -302,13 +319,41 @@ class Lifecycle:
     def _settle(self, program: Program, now: float) -> None:
         """The last live call of a program ended: the program is over, or its idle time begins."""
         if program.single_call or program.ended is not None:
-            self._table.end(program, program.ended or ProgramState.ENDED)
+            self.end_program(program, program.ended or ProgramState.ENDED)
         else:
             self.watch_idle(program, now)
 
+    # ── programs ────────────────────────────────────────────────────────────────────────────────────
+
     def watch_idle(self, program: Program, now: float) -> None:
-        """Ends an open program after the idle time-out, unless a call arrives."""
+        """Ends an open program after the idle time-out, unless a call arrives; its KV gives way before."""
         self.idle_timers.set(program.key, now + self._config.idle_timeout_s)
+        self.idle_kv_timers.set(program.key, now + self._config.idle_kv_s)
+
+    def _wake(self, program: Program) -> None:
+        """A call of the program arrived."""
+        self.idle_timers.drop(program.key)
+        self.idle_kv_timers.drop(program.key)
+        if program.is_kv_idle:
+            program.is_kv_idle = False
+            for executor in self._fleet:
+                executor.kv.program_active(program.key)
+
+    def idle_kv(self, program: Program) -> None:
+        """Nothing came of the program for a while: its KV is given up before that of others."""
+        program.is_kv_idle = True
+        for executor in self._fleet:
+            executor.kv.program_idle(program.key)
+
+    def end_program(self, program: Program, how: ProgramState) -> None:
+        """Closes a program to further calls; without live calls its KV is worth nothing from here on."""
+        self.idle_timers.drop(program.key)
+        self.idle_kv_timers.drop(program.key)
+        self._table.end(program, how)
+        if not program.live_calls:
+            for executor in self._fleet:
+                executor.kv.program_ended(program.key)
+                executor.gate.forget(program.key)
 
     def _tell_end(
         self,

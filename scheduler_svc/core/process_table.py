@@ -45,6 +45,8 @@ class Program:
     seq: int
     """Order of opening in this core."""
     opened_s: float
+    is_kv_idle: bool = False
+    """Whether it had no live call for so long that its KV gives way before that of others."""
     ended: ProgramState | None = None
     """How it ended; None while it is open."""
     live_calls: dict[CallId, Call] = field(default_factory=dict)

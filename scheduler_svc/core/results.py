@@ -2,12 +2,12 @@
 
 A result is checked as a whole before anything changes. Then, row by row: a row whose call has ended or moved
 since the plan is discarded with its token; a row of a live call counts, also when the call was preempted
-meanwhile (its token is kept, its KV is not). Full blocks become findable here and nowhere else: their tokens
-are certain now.
+meanwhile. The prompt's full blocks become findable here: their tokens are certain now.
 """
 
 from math import inf
 
+from scheduler_svc.core import call_kv
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.counters import Counters
@@ -17,8 +17,7 @@ from scheduler_svc.core.events import StepCompleted
 from scheduler_svc.core.executor import Executor, PlannedRow, StepInFlight
 from scheduler_svc.core.ids import CallHandle, FrontendId, StreamHandle
 from scheduler_svc.core.lifecycle import Lifecycle
-from scheduler_svc.core.planner import hash_blocks
-from scheduler_svc.core.prices import PS_PER_S
+from scheduler_svc.core.prices import PS_PER_S, Prices
 from scheduler_svc.core.refusals import executor_failed
 
 Ending = tuple[Call, FinishReason, int | None]
@@ -66,6 +65,7 @@ class ResultReader:
         tokens = dict(zip(result.handles, result.tokens, strict=True))
         columns = TokenColumns()
         endings = self._apply_rows(executor, step, tokens, result, columns, now)
+        _learn(executor, step, result)
         self._outbox.extend(columns.effects())
         for call, reason, stop_token_id in endings:
             self._lifecycle.finish(call, now, reason, stop_token_id)
@@ -88,8 +88,9 @@ class ResultReader:
         for row in step.rows.values():
             if not executor.holds(row):
                 continue
+            cost_ps = useful_cost_ps(row, executor.prices)
             self._settle_row(executor, row, failed=row.handle in result.failures)
-            self._lifecycle.charge(row.call, step_ps, step_ps, now)
+            self._lifecycle.charge(row.call, step_ps, cost_ps, now)
             if row.handle in tokens:
                 token = tokens[row.handle]
                 self._append(row.call, token)
@@ -110,7 +111,7 @@ class ResultReader:
         self._counters.recomputed_tokens += max(0, min(end, call.computed_ever) - row.start)
         call.computed_ever = max(call.computed_ever, end)
         if call.state is CallState.RUNNING:
-            _publish(executor, call, end)
+            call_kv.publish(executor, call, end)
             call.computed = end
 
     def _append(self, call: Call, token: int) -> None:
@@ -132,15 +133,23 @@ def stop_reason(call: Call, token: int) -> tuple[FinishReason, int | None] | Non
     return None
 
 
-def _publish(executor: Executor, call: Call, end: int) -> None:
-    """Makes the blocks findable that became full by computing up to `end`."""
-    block_size = executor.spec.block_size
-    first, last = call.computed // block_size, end // block_size
-    if not executor.spec.prefix_caching or first == last:
-        return
-    hash_blocks(executor, call, last)
-    for index in range(first, last):
-        executor.pool.publish(call.blocks[index], call.block_hashes[index])
+def useful_cost_ps(row: PlannedRow, prices: Prices) -> int:
+    """Modelled cost of the tokens of a row that advanced its call: what was computed before is not charged
+    again. Ask before the row is settled."""
+    end = row.start + row.count
+    prompt_end = end - row.samples
+    start = min(max(row.start, row.call.computed_ever), prompt_end)
+    cost_ps = prices.prefill_ps(start, prompt_end)
+    return cost_ps + prices.decode_ps(prompt_end, end) if row.samples else cost_ps
+
+
+def _learn(executor: Executor, step: StepInFlight, result: StepCompleted) -> None:
+    """Tells the executor's cost model how long the step took."""
+    executor.costs.observe(step.features, result.step_s)
+    if result.swap_bytes:
+        executor.costs.observe_swap(result.swap_bytes, result.swap_s)
+    if executor.costs.prices() is not executor.prices:
+        executor.reprice()
 
 
 def _check(executor: Executor, result: StepCompleted) -> StepInFlight:

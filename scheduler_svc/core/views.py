@@ -69,7 +69,7 @@ def executor_snapshot(executor: Executor) -> ExecutorSnapshot:
         running=running,
         waiting=len(executor.calls) - running,
         num_blocks=spec.num_blocks,
-        free_blocks=executor.pool.plain,
+        free_blocks=executor.kv.plain,
         steps=executor.steps_done,
         draining=executor.draining,
         simulated=spec.simulated,
@@ -128,8 +128,8 @@ def _count(calls: Iterable[Call], counts: list[int]) -> None:
 
 def engine_snapshot(frontend: FrontendCalls, fleet: Fleet) -> EngineSnapshot:
     """Gauges for one frontend."""
-    blocks = sum(executor.pool.size for executor in fleet)
-    held = sum(executor.pool.held for executor in fleet)
+    blocks = sum(executor.kv.size for executor in fleet)
+    held = sum(executor.kv.held for executor in fleet)
     return EngineSnapshot(
         running=frontend.running,
         waiting=len(frontend.live) - frontend.running,

@@ -1,34 +1,51 @@
-"""A scheduler that is broken on purpose: `python -m tests.integration.broken_scheduler`.
+"""Schedulers that are broken on purpose: `python -m tests.integration.broken_scheduler`.
 
-A preempted call comes back with blocks of its own, but the plan claims that all its tokens except the newest
-are already computed in them: the recomputation is left out. The contract test must notice.
+`BROKEN` in the environment says how; the contract tests must notice either.
+
+- `recomputation`: a preempted call comes back with other blocks than those that hold its KV, and the plan
+  claims that they do.
+- `swap_in`: what a preempted call finds on the host is not copied back.
 """
 
+import os
 import sys
+from collections.abc import Sequence
 
 from scheduler_svc.__main__ import main
+from scheduler_svc.core import call_kv, drafting
 from scheduler_svc.core.call import Call
-from scheduler_svc.core.planner import Draft, Planner
+from scheduler_svc.core.executor import Executor
+from scheduler_svc.core.ids import BlockId
+from scheduler_svc.core.kv import Found, KvCache
 
-admit = Planner._admit
+take_back = call_kv.take_back
+drain_swaps = KvCache.drain_swaps
+Pairs = tuple[tuple[BlockId, BlockId], ...]
 
 
-def admit_without_recomputation(self: Planner, draft: Draft, call: Call, now: float) -> bool:
-    """Like `Planner._admit`, but a call that was preempted computes only its newest token."""
-    if not call.preemptions:
-        return admit(self, draft, call, now)
-    if not draft.admitting or draft.prefill_tokens_left == 0:
-        return False
-    blocks = -(-call.known // draft.executor.spec.block_size)
-    if not self._make_room(draft, call, now, blocks=blocks, seats=1):
-        return False
-    self._lifecycle.start(call, now, cached_tokens=0)
-    call.computed = call.planned = call.known - 1
-    draft.prefill_tokens_left -= 1
-    self._add_row(draft, call, 1, draft.executor.pool.take(blocks))
-    return True
+def take_back_nothing(executor: Executor, call: Call, found: Found) -> Sequence[BlockId]:
+    """Gives a preempted call other blocks than those with its KV."""
+    was_preempted = call.kept is not None
+    table = take_back(executor, call, found)
+    if not was_preempted:
+        return table
+    fresh = executor.kv.take(min(len(table), executor.kv.available))
+    executor.kv.give_back(table[: len(fresh)], (), None)
+    return [*fresh, *table[len(fresh) :]]
+
+
+def drain_swaps_out_only(self: KvCache) -> tuple[Pairs, Pairs]:
+    """Leaves the copies back to the device out."""
+    swap_out, _ = drain_swaps(self)
+    return swap_out, ()
 
 
 if __name__ == "__main__":
-    Planner._admit = admit_without_recomputation  # type: ignore[method-assign]
+    match os.environ["BROKEN"]:
+        case "recomputation":
+            drafting.call_kv.take_back = take_back_nothing  # type: ignore[assignment]
+        case "swap_in":
+            KvCache.drain_swaps = drain_swaps_out_only  # type: ignore[method-assign]
+        case other:
+            sys.exit(f"BROKEN={other} is not known")
     sys.exit(main())

@@ -62,6 +62,7 @@ class ObedientExecutor:
         self.calls: dict[CallHandle, HeldCall] = {}
         self.used_handles: set[CallHandle] = set()
         self.kv: dict[int, list[int | None]] = {}
+        self.host_kv: dict[int, list[int | None]] = {}
         self.last_batch: set[CallHandle] = set()
         self.plans: list[Plan] = []
         self.results: deque[StepCompleted] = deque()
@@ -79,9 +80,10 @@ class ObedientExecutor:
     def execute(self, plan: Plan) -> None:
         assert plan.step == len(self.plans) + 1, "a gap in step numbers"
         assert len(set(plan.handles)) == len(plan.handles) <= self.spec.max_num_seqs
-        assert plan.handles or plan.released, "an empty plan"
+        assert plan.handles or plan.released or plan.swap_out or plan.swap_in, "an empty plan"
         self.plans.append(plan)
         self._check_columns(plan)
+        self._swap(plan)
         sampled: dict[CallHandle, int] = {}
         failures: dict[CallHandle, str] = {}
         for row, handle in enumerate(plan.handles):
@@ -100,6 +102,16 @@ class ObedientExecutor:
             del self.calls[handle]
         self.last_batch = set(plan.handles)
         self.results.append(self._result(plan, sampled, failures))
+
+    def _swap(self, plan: Plan) -> None:
+        size = self.spec.block_size
+        for device, host in plan.swap_out:
+            assert 0 < device < self.spec.num_blocks
+            assert 0 <= host < self.spec.host_blocks
+            self.host_kv[host] = list(self.kv.get(device, [None] * size))
+        for host, device in plan.swap_in:
+            assert 0 < device < self.spec.num_blocks
+            self.kv[device] = list(self.host_kv[host])
 
     def _check_columns(self, plan: Plan) -> None:
         joined = {row for row, handle in enumerate(plan.handles) if handle not in self.last_batch}
@@ -151,4 +163,6 @@ class ObedientExecutor:
             tokens=list(sampled.values()),
             step_s=self.step_s if plan.handles else 0.0,
             failures=failures,
+            swap_bytes=self.spec.block_bytes * (len(plan.swap_out) + len(plan.swap_in)),
+            swap_s=0.001 * (len(plan.swap_out) + len(plan.swap_in)),
         )

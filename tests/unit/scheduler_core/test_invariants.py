@@ -7,7 +7,7 @@ import pytest
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.invariants import check
-from scheduler_svc.core.kv import BlockPool
+from scheduler_svc.core.kv import KvCache
 from tests.unit.scheduler_core.world import World
 
 
@@ -16,8 +16,8 @@ def leak_a_block(call: Call) -> None:
 
 
 def hand_out_twice(call: Call) -> None:
-    pool: BlockPool = call.executor.pool  # type: ignore[union-attr]
-    pool._plain.append(call.blocks[0])
+    kv: KvCache = call.executor.kv  # type: ignore[union-attr]
+    kv.give_back([call.blocks[0]], (), None)
 
 
 def lose_from_queue(call: Call) -> None:

@@ -64,7 +64,8 @@ class World:
     steps unless a test says otherwise."""
 
     def __init__(self, *, executors: Sequence[ExecutorSpec] = (executor_spec(),), **config: Any) -> None:
-        self.core = Core(CoreConfig(**({"service_unit": ServiceUnit.SECONDS} | config)))
+        defaults = {"service_unit": ServiceUnit.SECONDS, "preemption_grace_s": 0.0}
+        self.core = Core(CoreConfig(**(defaults | config)))
         self.now = 100.0
         self.executors: dict[ExecutorId, ObedientExecutor] = {}
         self.specs: dict[CallId, CallSpec] = {}
