@@ -6,6 +6,9 @@ both are translated call by call (`call_codec`) and named by vLLM's internal req
 tag. Which program a request belongs to is asked of `call_sources`. A bounded queue lies between the link
 and AsyncLLM's output loop: while the loop is behind, the link reads nothing and the scheduler is held back.
 
+A request *arrives* from the moment AsyncLLM hands it over until it is submitted: its program is opened and
+its prompt hashed meanwhile. One that is dropped while it arrives is not submitted at all.
+
 Failures never pass through that queue. vLLM ends the whole HTTP process when an engine core dies, and has
 no typed error for a single request; so a refused or lost call is reported at once to `fail_request`, by
 which `llm.ProgramLLM` raises an exception in the one generator that waits for it.
@@ -35,6 +38,7 @@ from frontend_svc.call_codec import (
 from frontend_svc.call_context import CallContext, CallRegistry, CancelCause
 from frontend_svc.call_table import CallDelta, LiveCall, StepDelta
 from frontend_svc.errors import Refused, refusal
+from frontend_svc.prompt_hashes import prompt_block_hashes
 from frontend_svc.request_scope import RequestScope, current_scope
 from frontend_svc.scheduler_link import SchedulerLink
 from frontend_svc.vllm_errors import CallRefused
@@ -90,6 +94,8 @@ class GrpcEngineCoreClient(EngineCoreClient):
         self._contexts = calls
         self._on_failure = on_failure
         self._requests: dict[str, _Request] = {}
+        self._arriving: set[str] = set()
+        """Ids of requests that are not submitted yet, and still wanted."""
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue(OUTPUTS_QUEUED_MAX)
 
     # ── what AsyncLLM calls ─────────────────────────────────────────────────────────────────────────
@@ -105,18 +111,26 @@ class GrpcEngineCoreClient(EngineCoreClient):
             CallRefused: at the door, or because its program cannot be opened.
         """
         scope = current_scope.get()
+        self._arriving.add(request.request_id)
         try:
             await self._submit(request, scope)
         except Refused as error:
             if scope is not None:
                 scope.refuse(error.refusal)
             raise CallRefused(error.refusal) from error
+        finally:
+            self._arriving.discard(request.request_id)
 
     async def _submit(self, request: EngineCoreRequest, scope: RequestScope | None) -> None:
         context = self._contexts.get(request.external_req_id or request.request_id)
         if context is None:
             context = await _scoped(scope).next_call()
-        call = self.link.submit(submit_of(request, context, model=self._model), request.request_id)
+        submit = submit_of(request, context, model=self._model)
+        await self._hash_prompt(submit, request.prompt_token_ids or ())
+        if request.request_id not in self._arriving:
+            log.debug("call_dropped_before_submission", call_id=context.call_id)
+            return
+        call = self.link.submit(submit, request.request_id)
         prompt_tokens = len(request.prompt_token_ids or ())
         self._requests[request.request_id] = _Request(
             call, context, scope, prompt_tokens, request.sampling_params
@@ -127,6 +141,15 @@ class GrpcEngineCoreClient(EngineCoreClient):
             program_id=context.program_id,
             prompt_tokens=prompt_tokens,
             max_tokens=call.submit.max_tokens,
+        )
+
+    async def _hash_prompt(self, submit: pb.Submit, prompt_token_ids: Sequence[int]) -> None:
+        model = self.link.models.get(self._model)
+        if model is None:
+            return
+        submit.hash_block_size = model.block_size
+        submit.prompt_block_hashes = await prompt_block_hashes(
+            submit.tenant, submit.cache_salt, prompt_token_ids, model.block_size
         )
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -159,6 +182,7 @@ class GrpcEngineCoreClient(EngineCoreClient):
 
     def _drop(self, request_ids: Sequence[str], reason: Callable[[CallContext], pb.CancelReason]) -> None:
         for request_id in request_ids:
+            self._arriving.discard(request_id)
             request = self._requests.pop(request_id, None)
             if request is not None:
                 why = reason(request.context)

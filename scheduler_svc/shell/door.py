@@ -4,6 +4,9 @@ Each rule names the field, the limit and the value. Checked here is what one mes
 executors can tell: torn columns, empty prompts, token ids outside the vocabulary, numbers out of range,
 texts that are too long, formats nobody understands, too many calls of one frontend. The core refuses what
 its tables know: programs, models, lengths against KV, the total of live calls.
+
+Hashes of a prompt's blocks are taken as they are, as the tenant is: peers are trusted, and a frontend that
+says wrong ones could say wrong tokens just as well. Their number is checked, since the core counts on it.
 """
 
 import math
@@ -16,6 +19,7 @@ from scheduler_svc.core.errors import Refusal, Refused
 from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, StreamHandle, TenantId, ThreadId
 from scheduler_svc.shell.executor_registry import ModelFacts
+from svc_runtime.block_hashes import DIGEST_BYTES
 from svc_runtime.columns import unpack_i32
 
 _TEXTS = ("tenant", "program_id", "thread_id", "model", "params_format", "cache_salt")
@@ -88,6 +92,7 @@ class Door:
         output = _token_ids(submit.output_token_ids, "output_token_ids")
         stop = _token_ids(submit.stop_token_ids, "stop_token_ids")
         self._check_tokens(submit, prompt, output, stop)
+        _check_hashes(submit, len(prompt))
         return CallSpec(
             call_id=CallId(submit.call_id),
             frontend_id=frontend_id,
@@ -109,6 +114,8 @@ class Door:
             skip_reading_prefix_cache=submit.skip_reading_prefix_cache,
             cache_salt=submit.cache_salt,
             deadline_s=submit.deadline_s if submit.HasField("deadline_s") else None,
+            prompt_block_hashes=submit.prompt_block_hashes,
+            hash_block_size=submit.hash_block_size,
         )
 
     def _check_room(self, frontend_calls: int) -> None:
@@ -164,6 +171,20 @@ def _check_numbers(submit: pb.Submit) -> None:
         _require(math.isfinite(submit.deadline_s), "deadline_s", "finite", str(submit.deadline_s))
         if submit.deadline_s <= 0:
             raise _refused("DEADLINE_EXCEEDED", "deadline_s", "> 0", str(submit.deadline_s))
+
+
+def _check_hashes(submit: pb.Submit, prompt_tokens: int) -> None:
+    """None at all, or one a full block of the prompt."""
+    if not submit.prompt_block_hashes:
+        return
+    _require(submit.hash_block_size > 0, "hash_block_size", "> 0 with hashes", str(submit.hash_block_size))
+    blocks = prompt_tokens // submit.hash_block_size
+    _require(
+        len(submit.prompt_block_hashes) == DIGEST_BYTES * blocks,
+        "prompt_block_hashes",
+        f"{DIGEST_BYTES} bytes for each of {blocks} full blocks",
+        f"{len(submit.prompt_block_hashes)} bytes",
+    )
 
 
 def _token_ids(column: bytes, field: str) -> list[int]:

@@ -63,8 +63,21 @@ def refusal_of(request: pb.Submit, frontend_calls: int = 0) -> Refusal:
         ({"parent_call_ids": ["x" * 33]}, "PARAMETER_OUT_OF_RANGE", "parent_call_ids"),
         ({"params": b"x" * 17}, "PARAMETER_OUT_OF_RANGE", "params"),
         ({"params_format": "test/2"}, "PARAMS_FORMAT_UNKNOWN", "params_format"),
+        ({"prompt_block_hashes": bytes(48)}, "PARAMETER_OUT_OF_RANGE", "hash_block_size"),
+        (
+            {"prompt_block_hashes": bytes(32), "hash_block_size": 1},
+            "PARAMETER_OUT_OF_RANGE", "prompt_block_hashes",
+        ),
+        (
+            {"prompt_block_hashes": bytes(17), "hash_block_size": 3},
+            "PARAMETER_OUT_OF_RANGE", "prompt_block_hashes",
+        ),
+        (
+            {"prompt_block_hashes": bytes(16), "hash_block_size": 4},
+            "PARAMETER_OUT_OF_RANGE", "prompt_block_hashes",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_bad_call_is_refused_with_the_field_the_limit_and_the_value(
     changed: dict[str, object], reason: str, field: str
 ) -> None:
@@ -74,6 +87,16 @@ def test_a_bad_call_is_refused_with_the_field_the_limit_and_the_value(
     assert refusal.value
     assert refusal.field in refusal.message
     assert reason in STATUS_OF_REASON
+
+
+@pytest.mark.parametrize(
+    ("hashes", "block_size"),
+    [(bytes(range(48)), 1), (bytes(range(16)), 2), (b"", 4), (b"", 1), (b"", 0)],
+    ids=["a block a token", "what does not fill a block has none", "no full block", "left out", "unknown"],
+)
+def test_hashes_of_the_prompt_s_full_blocks_reach_the_core(hashes: bytes, block_size: int) -> None:
+    call = admit(submit(1, [1, 2, 3], prompt_block_hashes=hashes, hash_block_size=block_size))
+    assert (call.prompt_block_hashes, call.hash_block_size) == (hashes, block_size)
 
 
 def test_a_token_id_out_of_the_vocabulary_is_named() -> None:
