@@ -5,8 +5,8 @@ business (`planner`). A move either happens as a whole or changes nothing.
 
 - `proceed`: a running call gets its row and the blocks for it, or sits this step out with its KV in place.
 - `admit`: a waiting call gets a seat, the KV that is still found of it, and a first chunk; or it does not fit.
-- Both may preempt running calls, the last ones in order first, only such as come after the taker, and only if
-  that is enough. A victim always comes after its taker, so no row of a plan is ever undone.
+- Both may preempt running calls, the last ones in order first, only such as come after the taker, and only
+  if that is enough. A victim always comes after its taker, so no row of a plan is ever undone.
 
 Why a planner never gets stuck: the first running call in order can take every block from the others, and
 alone each call fits, because it was checked at the door.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cluster import Cluster
+from bench.cluster import ONE_THREAD, Cluster
 from bench.mixed_requests import greedy_requests, sampled_requests
 from bench.program_client import Generated, ProgramClient
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
@@ -102,6 +102,7 @@ async def test_leaving_out_the_recomputation_is_noticed(
         scheduler=EAGER_PREEMPTION,
         executor=SMALL_ENGINE,
         scheduler_module="tests.integration.broken_scheduler",
+        env=ONE_THREAD | {"BROKEN": "recomputation"},
     )
     with broken:
         async with ProgramClient(broken.grpc_target) as client:
