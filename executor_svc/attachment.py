@@ -20,7 +20,7 @@ import structlog
 from executor_svc import wire
 from executor_svc.metrics import ExecutorMetrics
 from executor_svc.runner import PlanViolation, RunnerInfo
-from executor_svc.stepper import Outcome, Prepared, RunnerFailed, Stepped, Stepper, Violated
+from executor_svc.stepper import Outcome, Prepared, RunnerFailed, Stepped, Steps, Violated
 from protos.autellix.executor.v1 import executor_pb2 as pb
 from protos.autellix.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 
@@ -44,7 +44,7 @@ class Attachment:
     def __init__(
         self,
         identity: Identity,
-        stepper: Stepper,
+        stepper: Steps,
         metrics: ExecutorMetrics,
         *,
         accept_timeout_s: float,
@@ -56,6 +56,8 @@ class Attachment:
         self._accept_timeout_s = accept_timeout_s
         self._on_accepted = on_accepted
         self._outbox: asyncio.Queue[pb.AttachRequest | Exception] = asyncio.Queue()
+        self._plans = wire.PlanReader()
+        self._results = wire.ResultWriter()
         self._last_step = 0
         self._plans_in_flight = 0
 
@@ -88,7 +90,7 @@ class Attachment:
             case Stepped(_, result):
                 self._plans_in_flight -= 1
                 self._metrics.stepped(result)
-                self._outbox.put_nowait(wire.step_result(result))
+                self._outbox.put_nowait(self._results.write(result))
             case Prepared(_, handle, error):
                 self._outbox.put_nowait(wire.call_prepared(handle, error))
             case Violated(_, violation):
@@ -161,7 +163,7 @@ class Attachment:
         limit = self._identity.info.max_plans_in_flight
         if self._plans_in_flight >= limit:
             raise PlanViolation(f"step {message.step} exceeds {limit} plans in flight")
-        plan = wire.step_plan(message)
+        plan = self._plans.read(message)
         self._last_step = message.step
         self._plans_in_flight += 1
         self._metrics.planned(len(plan.handles))

@@ -45,9 +45,11 @@ class ExecutorMetrics:
         self.plans_in_flight -= 1
         self._step_s.observe(result.step_s)
         self._tokens.inc(len(result.tokens))
-        self._failed_calls.inc(len(result.failures))
-        self._swap_bytes.inc(result.swap_bytes)
-        self._swap_s.inc(result.swap_s)
+        if result.failures:
+            self._failed_calls.inc(len(result.failures))
+        if result.swap_bytes:
+            self._swap_bytes.inc(result.swap_bytes)
+            self._swap_s.inc(result.swap_s)
 
     def registered(self) -> None:
         """A scheduler accepted the registration."""

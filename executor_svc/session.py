@@ -29,7 +29,7 @@ from executor_svc.attachment import Attachment, Identity
 from executor_svc.backoff import Backoff
 from executor_svc.metrics import ExecutorMetrics
 from executor_svc.runner import PlanViolation, RunnerInfo
-from executor_svc.stepper import Outcome, RunnerFailed, Stepper
+from executor_svc.stepper import Outcome, RunnerFailed, Steps
 from svc_runtime.lifecycle import ExitCode, StartupError
 from svc_runtime.rpc_errors import RpcFailure, parse_error
 
@@ -80,7 +80,7 @@ class Session:
     def __init__(
         self,
         config: SessionConfig,
-        stepper: Stepper,
+        stepper: Steps,
         metrics: ExecutorMetrics,
         *,
         open_channel: Callable[[], grpc.aio.Channel],

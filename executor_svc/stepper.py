@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -72,6 +72,26 @@ class RunnerFailed:
 
 
 Outcome = Stepped | Prepared | Violated | RunnerFailed
+
+
+class Steps(Protocol):
+    """What a session needs of whatever drives its runner."""
+
+    def deliver_to(self, take: Callable[[Outcome], None]) -> None:
+        """From now on `take` is called on the event loop with each outcome."""
+        ...
+
+    def announce(self, epoch: int, calls: Sequence[AnnouncedCall]) -> None:
+        """Takes calls in, after all that was asked for before."""
+        ...
+
+    def execute(self, epoch: int, plan: StepPlan) -> None:
+        """Executes a plan after all that was asked for before."""
+        ...
+
+    async def reset(self) -> None:
+        """Makes the runner forget everything once its running steps have ended."""
+        ...
 
 
 class Lane:

@@ -51,20 +51,30 @@ def registration(info: RunnerInfo, *, executor_id: str, epoch: int) -> pb.Attach
     )
 
 
-def step_result(result: StepResult) -> pb.AttachRequest:
-    """The outcome of one step."""
-    return pb.AttachRequest(
-        result=pb.StepResult(
-            step=result.step,
-            handles=pack_i32(result.handles),
-            tokens=pack_i32(result.tokens),
-            step_s=result.step_s,
-            failures=[pb.CallFailure(handle=h, message=text) for h, text in result.failures.items()],
-            payloads=[pb.RowPayload(handle=h, payload=blob) for h, blob in result.payloads.items()],
-            swap_s=result.swap_s,
-            swap_bytes=result.swap_bytes,
+class ResultWriter:
+    """Writes the results of one stream, in order; the handle column of a batch that stays is packed once."""
+
+    def __init__(self) -> None:
+        self._handles: Sequence[int] = ()
+        self._packed = b""
+
+    def write(self, result: StepResult) -> pb.AttachRequest:
+        """The outcome of one step. `result.handles` must not be changed afterwards."""
+        if result.handles is not self._handles:
+            self._handles = result.handles
+            self._packed = pack_i32(result.handles)
+        return pb.AttachRequest(
+            result=pb.StepResult(
+                step=result.step,
+                handles=self._packed,
+                tokens=pack_i32(result.tokens),
+                step_s=result.step_s,
+                failures=[pb.CallFailure(handle=h, message=text) for h, text in result.failures.items()],
+                payloads=[pb.RowPayload(handle=h, payload=blob) for h, blob in result.payloads.items()],
+                swap_s=result.swap_s,
+                swap_bytes=result.swap_bytes,
+            )
         )
-    )
 
 
 def call_prepared(handle: int, error: str) -> pb.AttachRequest:
@@ -102,31 +112,44 @@ def announced_call(message: pb.CallAnnouncement) -> AnnouncedCall:
     )
 
 
-def step_plan(message: pb.StepPlan) -> StepPlan:
-    """Reads a plan.
+class PlanReader:
+    """Reads the plans of one stream, in order.
 
-    Raises: PlanViolation naming the field, when the message contradicts itself.
+    From step to step a batch mostly stays as it is: then the handle column is byte for byte the last one, its
+    list was checked already, and the plan gets the very same tuple.
     """
-    if message.step < 1:
-        raise PlanViolation("plan: step is 0, steps start at 1")
-    handles = _names("handles", message.handles)
-    released = _names("released_handles", message.released_handles)
-    if not set(handles).isdisjoint(released):
-        raise PlanViolation("plan: a released handle is a row of the same plan")
-    joined = _by_row("joined_rows", message.joined_rows, message.joined_computed, len(handles), least=0)
-    blocks = _blocks(message.blocks, len(handles))
-    if not joined.keys() <= blocks.keys():
-        raise PlanViolation("plan: a joined row comes without its block table")
-    return StepPlan(
-        step=message.step,
-        handles=handles,
-        chunks=_by_row("chunk_rows", message.chunk_rows, message.chunk_tokens, len(handles), least=1),
-        joined=joined,
-        blocks=blocks,
-        released=released,
-        swap_out=_pairs("swap_out", message.swap_out_device_blocks, message.swap_out_host_blocks),
-        swap_in=_pairs("swap_in", message.swap_in_host_blocks, message.swap_in_device_blocks),
-    )
+
+    def __init__(self) -> None:
+        self._packed = b""
+        self._handles: Sequence[int] = ()
+
+    def read(self, message: pb.StepPlan) -> StepPlan:
+        """Reads the next plan.
+
+        Raises: PlanViolation naming the field, when the message contradicts itself.
+        """
+        if message.step < 1:
+            raise PlanViolation("plan: step is 0, steps start at 1")
+        packed = message.handles
+        if packed != self._packed:
+            self._handles = tuple(_names("handles", packed))
+            self._packed = packed
+        handles = self._handles
+        released = _released(message.released_handles, handles)
+        joined = _by_row("joined_rows", message.joined_rows, message.joined_computed, len(handles), least=0)
+        blocks = _blocks(message.blocks, len(handles))
+        if not joined.keys() <= blocks.keys():
+            raise PlanViolation("plan: a joined row comes without its block table")
+        return StepPlan(
+            step=message.step,
+            handles=handles,
+            chunks=_by_row("chunk_rows", message.chunk_rows, message.chunk_tokens, len(handles), least=1),
+            joined=joined,
+            blocks=blocks,
+            released=released,
+            swap_out=_pairs("swap_out", message.swap_out_device_blocks, message.swap_out_host_blocks),
+            swap_in=_pairs("swap_in", message.swap_in_host_blocks, message.swap_in_device_blocks),
+        )
 
 
 def _column(name: str, column: bytes) -> list[int]:
@@ -146,6 +169,13 @@ def _names(name: str, column: bytes) -> list[int]:
     return handles
 
 
+def _released(column: bytes, handles: Sequence[int]) -> list[int]:
+    released = _names("released_handles", column) if column else []
+    if released and not set(handles).isdisjoint(released):
+        raise PlanViolation("plan: a released handle is a row of the same plan")
+    return released
+
+
 def _rows(name: str, column: bytes, row_count: int) -> list[int]:
     """A column of row indices: ascending, each in [0, row_count)."""
     rows = _column(name, column)
@@ -157,6 +187,8 @@ def _rows(name: str, column: bytes, row_count: int) -> list[int]:
 
 
 def _by_row(name: str, rows: bytes, values: bytes, row_count: int, *, least: int) -> dict[int, int]:
+    if not rows and not values:
+        return {}
     keys = _rows(name, rows, row_count)
     column = _column(name, values)
     if len(keys) != len(column):
@@ -181,6 +213,8 @@ def _blocks(groups: Sequence[pb.GroupBlocks], row_count: int) -> dict[int, Seque
 
 
 def _split(ids: list[int], counts: dict[int, int]) -> dict[int, Sequence[int]]:
+    if len(ids) == len(counts):  # decoding rows grow by one block
+        return dict(zip(counts, zip(ids), strict=True))
     parts: dict[int, Sequence[int]] = {}
     start = 0
     for row, count in counts.items():
@@ -190,6 +224,8 @@ def _split(ids: list[int], counts: dict[int, int]) -> dict[int, Sequence[int]]:
 
 
 def _pairs(name: str, sources: bytes, targets: bytes) -> list[tuple[int, int]]:
+    if not sources and not targets:
+        return []
     left, right = _column(name, sources), _column(name, targets)
     if len(left) != len(right):
         raise PlanViolation(f"{name}: {len(left)} source blocks but {len(right)} target blocks")

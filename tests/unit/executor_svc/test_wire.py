@@ -1,6 +1,7 @@
 """Every message survives the trip; every contradiction is a PlanViolation that names the field."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -66,7 +67,22 @@ def test_result_round_trip() -> None:
         swap_s=0.5,
         swap_bytes=1 << 40,
     )
-    assert read_result(through_bytes(wire.step_result(result)).result) == result
+    assert read_result(through_bytes(wire.ResultWriter().write(result)).result) == result
+
+
+def test_each_result_has_its_own_handles() -> None:
+    writer, handles = wire.ResultWriter(), (3, 1)
+    results = [
+        StepResult(step=step, handles=names, tokens=[step] * len(names), step_s=0.01)
+        for step, names in ((1, handles), (2, handles), (3, (1,)), (4, (3, 1)))
+    ]
+    read = [read_result(through_bytes(writer.write(result)).result) for result in results]
+    assert [(each.handles, each.tokens) for each in read] == [
+        ([3, 1], [1, 1]),
+        ([3, 1], [2, 2]),
+        ([1], [3]),
+        ([3, 1], [4, 4]),
+    ]
 
 
 def test_prepared_and_drain_round_trip() -> None:
@@ -107,7 +123,30 @@ def plans(draw: st.DrawFn) -> StepPlan:
 @given(plans())
 def test_plan_round_trip(planned: StepPlan) -> None:
     message = pb.StepPlan.FromString(plan_message(planned).SerializeToString())
-    assert wire.step_plan(message) == planned
+    read = wire.PlanReader().read(message)
+    assert dataclasses.replace(read, handles=list(read.handles), blocks=as_lists(read.blocks)) == planned
+
+
+def as_lists(blocks: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Block lists, comparable with those of a test."""
+    return {row: list(ids) for row, ids in blocks.items()}
+
+
+def test_a_batch_that_stays_is_the_same_object() -> None:
+    reader = wire.PlanReader()
+    first, second, other = (
+        reader.read(pb.StepPlan(step=step, handles=pack_i32(handles)))
+        for step, handles in ((1, [5, 6]), (2, [5, 6]), (3, [6, 5]))
+    )
+    assert second.handles is first.handles
+    assert tuple(other.handles) == (6, 5)
+
+
+def test_what_was_wrong_once_stays_wrong() -> None:
+    reader = wire.PlanReader()
+    for _ in range(2):
+        with pytest.raises(PlanViolation, match="a handle occurs twice"):
+            reader.read(pb.StepPlan(step=1, handles=pack_i32([5, 5])))
 
 
 def blocks(rows: list[int], counts: list[int], ids: list[int]) -> pb.GroupBlocks:
@@ -141,9 +180,10 @@ BAD_PLANS = {
 
 @pytest.mark.parametrize("problem", BAD_PLANS)
 def test_a_contradicting_plan_is_refused(problem: str) -> None:
-    wire.step_plan(pb.StepPlan(**GOOD))
+    reader = wire.PlanReader()
+    reader.read(pb.StepPlan(**GOOD))
     with pytest.raises(PlanViolation, match=problem):
-        wire.step_plan(pb.StepPlan(**(GOOD | BAD_PLANS[problem])))
+        reader.read(pb.StepPlan(**(GOOD | BAD_PLANS[problem])))
 
 
 @pytest.mark.parametrize(
