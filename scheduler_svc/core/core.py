@@ -19,9 +19,8 @@ from typing import Any
 from scheduler_svc.core import events as ev
 from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState
-from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig, Fit
+from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig
 from scheduler_svc.core.counters import Counters
-from scheduler_svc.core.drafting import Drafter
 from scheduler_svc.core.effects import CloseExecutor, Effect, RefuseCall
 from scheduler_svc.core.errors import ProtocolBroken, Refused
 from scheduler_svc.core.executor import Executor
@@ -30,7 +29,6 @@ from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, TenantId
 from scheduler_svc.core.lifecycle import CallTimer, Lifecycle
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policies import make_policy
-from scheduler_svc.core.prices import PS_PER_S
 from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
 from scheduler_svc.core.refusals import (
     bad_option,
@@ -81,8 +79,7 @@ class Core:
         self.lifecycle = Lifecycle(
             config, self.policy, self.table, self.fleet, self.registry, self.counters, self._outbox
         )
-        drafter = Drafter(self.lifecycle, grace_ps=round(config.preemption_grace_s * PS_PER_S))
-        self._planner = Planner(drafter, self._outbox, backfill=config.fit is Fit.BACKFILL)
+        self._planner = Planner(self.lifecycle, self._outbox)
         self._results = ResultReader(self.lifecycle, self.counters, self._outbox)
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.ProgramOpened: self._program_opened,
@@ -221,13 +218,17 @@ class Core:
         for call in calls:
             call.losses += call.in_flight > 0
             self.lifecycle.requeue(call, self._now)
-        self.fleet.detach(executor)
+        self._detach(executor)
         for call in calls:
             if call.losses < self.config.executor_losses_max:
                 self.lifecycle.dispatch(call, self._now)
             else:
                 message = f"{call.losses} executors were lost while they ran this call."
                 self.lifecycle.fail(call, self._now, executor_failed(message))
+
+    def _detach(self, executor: Executor) -> None:
+        self.counters.add_kv(executor.kv)
+        self.fleet.detach(executor)
 
     def _call_prepared(self, event: ev.CallPrepared) -> None:
         executor = self.fleet.get(event.executor_id)
@@ -303,7 +304,7 @@ class Core:
             while self._planner.plan(executor, self._now):
                 pass
             if executor.draining and not executor.calls and not executor.in_flight:
-                self.fleet.detach(executor)
+                self._detach(executor)
                 self._outbox.append(
                     CloseExecutor(executor_id=executor.executor_id, reason="drained", drained=True)
                 )
@@ -327,7 +328,9 @@ class Core:
         return None if program is None else self._snapshot_of(program)
 
     def _snapshot_of(self, program: Program) -> ProgramSnapshot:
-        return program_snapshot(program, self._now, entry_level=self.lifecycle.entry_level(program))
+        return program_snapshot(
+            program, self.fleet, self._now, entry_level=self.lifecycle.entry_level(program)
+        )
 
     def executors(self) -> list[ExecutorSnapshot]:
         """Attached executors by id."""
@@ -342,6 +345,7 @@ class Core:
         """Counters since start, and gauges."""
         return statistics_snapshot(
             self.counters,
+            self.fleet,
             policy=self.policy.name,
             live_calls=self.registry.live_count,
             open_programs=self.table.open_count,

@@ -20,6 +20,7 @@ from scheduler_svc.core.call import Call
 from scheduler_svc.core.executor import Executor, Misfit, PlannedRow
 from scheduler_svc.core.ids import BlockId
 from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.prices import PS_PER_S
 
 _MISFIT_STEPS = 16
 """A call that did not fit is looked at again after this many steps, or as soon as more memory is free."""
@@ -46,13 +47,8 @@ class Draft:
 class Drafter:
     """The moves, on calls and blocks."""
 
-    def __init__(self, lifecycle: Lifecycle, *, grace_ps: int) -> None:
-        """
-        Args:
-            grace_ps: Service that a call gets after its start before another may take its seat.
-        """
+    def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._grace_ps = grace_ps
 
     def proceed(self, draft: Draft, call: Call, now: float) -> None:
         """Gives a running call its row, or leaves it in place for a step."""
@@ -129,10 +125,11 @@ class Drafter:
         A block that several calls hold is free when the last of them has left. While only a seat is short, a
         call that has just been started keeps its own.
         """
+        grace_ps = self._lifecycle.config.preemption_grace_s * PS_PER_S
         victims: list[Call] = []
         given_up: Counter[BlockId] = Counter()
         for victim in executor.queue.running_after(call):
-            if victim.awaits_last_token or (blocks_short <= 0 and victim.ran_ps < self._grace_ps):
+            if victim.awaits_last_token or (blocks_short <= 0 and victim.ran_ps < grace_ps):
                 continue
             victims.append(victim)
             for block in victim.blocks:

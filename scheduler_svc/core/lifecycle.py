@@ -61,7 +61,7 @@ class Lifecycle:
         counters: Counters,
         outbox: list[Effect],
     ) -> None:
-        self._config = config
+        self.config = config
         self._policy = policy
         self._table = table
         self._fleet = fleet
@@ -99,8 +99,8 @@ class Lifecycle:
     def _check_room(self, spec: CallSpec) -> None:
         if spec.call_id in self._registry:
             raise Refused(call_duplicate(spec.call_id))
-        if self._registry.live_count >= self._config.live_calls_max:
-            raise Refused(queue_full(self._config.live_calls_max))
+        if self._registry.live_count >= self.config.live_calls_max:
+            raise Refused(queue_full(self.config.live_calls_max))
 
     def _enter(self, spec: CallSpec, program: Program, now: float) -> Call:
         self._submitted += 1
@@ -197,7 +197,7 @@ class Lifecycle:
         """Takes a running call out of the batch; its KV is kept as long as nobody needs the memory more.
         Results in flight still count."""
         executor = _placed(call)
-        call_kv.leave(executor, call, self._config.kv_preempted)
+        call_kv.leave(executor, call, self.config.kv_preempted)
         call.forget_kv()
         self._turn(call, Trigger.PREEMPT, now)
         executor.queue.refile(call)
@@ -230,7 +230,7 @@ class Lifecycle:
     def change_policy(self, config: CoreConfig, policy: Policy, now: float) -> None:
         """Gives every live call the level and a fresh quantum of another policy, and queues it anew. Nothing
         else of a call changes; who runs is for the next plans to say."""
-        self._config = config
+        self.config = config
         self._policy = policy
         for call in self._registry.all_live():
             call.level = policy.level_at_arrival(call)
@@ -242,7 +242,7 @@ class Lifecycle:
                 self._watch_starvation(call, now)
 
     def _watch_starvation(self, call: Call, now: float) -> None:
-        beta = self._config.starvation_beta
+        beta = self.config.starvation_beta
         if beta is None or call.state is not CallState.QUEUED:
             return
         left_s = starves_in_s(call, beta, now, self._policy.unit)
@@ -254,7 +254,7 @@ class Lifecycle:
     def look_at_starvation(self, call_id: CallId, now: float) -> None:
         """Promotes a waiting call that starves, else looks again when it may. Source: Autellix Alg. 1."""
         call = self._registry.live(call_id)
-        beta = self._config.starvation_beta
+        beta = self.config.starvation_beta
         if call is None or beta is None or call.executor is None or call.state is not CallState.QUEUED:
             return
         if call in call.executor.gate:
@@ -327,8 +327,8 @@ class Lifecycle:
 
     def watch_idle(self, program: Program, now: float) -> None:
         """Ends an open program after the idle time-out, unless a call arrives; its KV gives way before."""
-        self.idle_timers.set(program.key, now + self._config.idle_timeout_s)
-        self.idle_kv_timers.set(program.key, now + self._config.idle_kv_s)
+        self.idle_timers.set(program.key, now + self.config.idle_timeout_s)
+        self.idle_kv_timers.set(program.key, now + self.config.idle_kv_s)
 
     def _wake(self, program: Program) -> None:
         """A call of the program arrived."""

@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.columns import Column
+from scheduler_svc.core.config import Fit
 from scheduler_svc.core.drafting import Draft, Drafter
 from scheduler_svc.core.effects import Effect, Plan, SendPlan
 from scheduler_svc.core.executor import Executor, PlannedRow, StepInFlight
 from scheduler_svc.core.ids import BlockId
+from scheduler_svc.core.lifecycle import Lifecycle
 from scheduler_svc.core.step_cost import StepFeatures
 
 BACKFILL_TRIES = 8
@@ -32,10 +34,10 @@ BACKFILL_TRIES = 8
 class Planner:
     """Makes plans for executors, one at a time."""
 
-    def __init__(self, drafter: Drafter, outbox: list[Effect], *, backfill: bool) -> None:
-        self._drafter = drafter
+    def __init__(self, lifecycle: Lifecycle, outbox: list[Effect]) -> None:
+        self._lifecycle = lifecycle
+        self._drafter = Drafter(lifecycle)
         self._outbox = outbox
-        self._backfill = backfill
 
     def plan(self, executor: Executor, now: float) -> bool:
         """Makes the executor's next plan, if it can take one and there is something to say.
@@ -74,7 +76,8 @@ class Planner:
             if self._drafter.admit(draft, call, now):
                 continue
             draft.passed.add(call)
-            draft.admitting = self._backfill and len(draft.passed) <= BACKFILL_TRIES
+            backfills = self._lifecycle.config.fit is Fit.BACKFILL
+            draft.admitting = backfills and len(draft.passed) <= BACKFILL_TRIES
 
     def _send(self, draft: Draft) -> None:
         executor = draft.executor

@@ -1,7 +1,7 @@
 """Makes the frozen snapshots that the core shows. Reads, never changes."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_registry import FrontendCalls
@@ -20,7 +20,7 @@ from scheduler_svc.core.snapshots import (
 )
 
 
-def program_snapshot(program: Program, now: float, *, entry_level: int) -> ProgramSnapshot:
+def program_snapshot(program: Program, fleet: Fleet, now: float, *, entry_level: int) -> ProgramSnapshot:
     """A row of the process table.
 
     Args:
@@ -44,6 +44,8 @@ def program_snapshot(program: Program, now: float, *, entry_level: int) -> Progr
         executor_ids=tuple(program.executor_ids),
         prompt_tokens=program.prompt_tokens,
         preemptions=program.preemptions,
+        attained_cost_s=program.cost_s,
+        kv_blocks=sum(executor.kv.footprint(program.key) for executor in fleet),
     )
 
 
@@ -73,6 +75,8 @@ def executor_snapshot(executor: Executor) -> ExecutorSnapshot:
         steps=executor.steps_done,
         draining=executor.draining,
         simulated=spec.simulated,
+        host_blocks=executor.kv.host_size,
+        free_host_blocks=executor.kv.host_plain,
     )
 
 
@@ -101,11 +105,18 @@ def _model_snapshot(name: str, fleet: Fleet) -> ModelSnapshot:
 
 
 def statistics_snapshot(
-    counters: Counters, *, policy: str, live_calls: int, open_programs: int
+    counters: Counters, fleet: Fleet, *, policy: str, live_calls: int, open_programs: int
 ) -> StatisticsSnapshot:
     """Counters and gauges."""
+    total = replace(counters)
+    for executor in fleet:
+        total.add_kv(executor.kv)
     return StatisticsSnapshot(
-        **asdict(counters), policy=policy, live_calls=live_calls, open_programs=open_programs
+        **asdict(total),
+        policy=policy,
+        live_calls=live_calls,
+        open_programs=open_programs,
+        waiting_programs=sum(len(executor.gate) for executor in fleet),
     )
 
 
