@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from scheduler_svc.core.config import KvPreempted
 from scheduler_svc.core.ids import BlockId
 from scheduler_svc.core.kv import Found, Key, extend_hashes, private_key, root_hash
+from svc_runtime.block_hashes import unpack_digests
 
 if TYPE_CHECKING:
     from scheduler_svc.core.call import Call
@@ -43,7 +44,10 @@ class KeptKv:
 
 
 def hash_blocks(executor: "Executor", call: "Call", blocks: int) -> None:
-    """Makes sure that the hashes of the call's first full blocks are known."""
+    """Makes sure that the hashes of the call's first full blocks are known: those that its frontend sent, if
+    they are for blocks of this size; the others are made here."""
+    if not call.block_hashes and call.spec.hash_block_size == executor.spec.block_size:
+        call.block_hashes = unpack_digests(call.spec.prompt_block_hashes)
     if len(call.block_hashes) < blocks:
         root = root_hash(call.spec.tenant, call.spec.cache_salt)
         extend_hashes(call.block_hashes, root, call.tokens, blocks, executor.spec.block_size)
