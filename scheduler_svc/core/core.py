@@ -29,7 +29,7 @@ from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, TenantId
 from scheduler_svc.core.lifecycle import CallTimer, Lifecycle
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policies import make_policy
-from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
+from scheduler_svc.core.process_table import ProcessTable, Program
 from scheduler_svc.core.refusals import (
     bad_option,
     deadline_exceeded,
@@ -126,14 +126,15 @@ class Core:
     def _program_opened(self, event: ev.ProgramOpened) -> None:
         program = self.table.open(event, self._now)
         if not program.live_calls:
-            self.lifecycle.watch_idle(program, self._now)
+            self.lifecycle.programs.became_quiet(program, self._now)
 
     def _program_ended(self, event: ev.ProgramEnded) -> None:
-        self.lifecycle.end_program(self.table.known(event.tenant, event.program_id), ProgramState.ENDED)
+        program = self.table.known(event.tenant, event.program_id)
+        self.lifecycle.programs.end(program, ProgramState.ENDED)
 
     def _program_cancelled(self, event: ev.ProgramCancelled) -> None:
         program = self.table.known(event.tenant, event.program_id)
-        self.lifecycle.end_program(program, ProgramState.CANCELLED)
+        self.lifecycle.programs.end(program, ProgramState.CANCELLED)
         for call in list(program.live_calls.values()):
             self.lifecycle.cancel(call, self._now, ev.CancelReason.PROGRAM)
 
@@ -273,10 +274,7 @@ class Core:
     # ── time ────────────────────────────────────────────────────────────────────────────────────────
 
     def _time_passed(self, _event: ev.TimePassed) -> None:
-        for key in self.lifecycle.idle_kv_timers.pop_due(self._now):
-            self._kv_idled(key)
-        for key in self.lifecycle.idle_timers.pop_due(self._now):
-            self._program_idled(key)
+        self.lifecycle.programs.time_passed(self._now)
         for kind, call_id in self.lifecycle.call_timers.pop_due(self._now):
             if kind is CallTimer.STARVATION:
                 self.lifecycle.look_at_starvation(call_id, self._now)
@@ -287,16 +285,6 @@ class Core:
         call = self.registry.live(call_id)
         if call is not None:
             self.lifecycle.fail(call, self._now, deadline_exceeded(call))
-
-    def _kv_idled(self, key: ProgramKey) -> None:
-        program = self.table.get(*key)
-        if program is not None and not program.live_calls:
-            self.lifecycle.idle_kv(program)
-
-    def _program_idled(self, key: ProgramKey) -> None:
-        program = self.table.get(*key)
-        if program is not None and not program.live_calls:
-            self.lifecycle.end_program(program, ProgramState.TIMED_OUT)
 
     def _plan_due(self, _event: ev.PlanDue) -> None:
         for executor in list(self.fleet):

@@ -4,7 +4,7 @@ These are the moves that every planner is made of; which calls make them, and in
 business (`planner`). A move either happens as a whole or changes nothing.
 
 - `proceed`: a running call gets its row and the blocks for it, or sits this step out with its KV in place.
-- `admit`: a waiting call gets a seat, the KV that is still found of it, and a first chunk; or it does not fit.
+- `admit`: a waiting call gets a seat, what is still found of its KV, and a first chunk; or it does not fit.
 - Both may preempt running calls, the last ones in order first, only such as come after the taker, and only
   if that is enough. A victim always comes after its taker, so no row of a plan is ever undone.
 

@@ -26,10 +26,10 @@ from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.ids import CallId
 from scheduler_svc.core.policies import Policy
-from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
+from scheduler_svc.core.process_table import ProcessTable, Program
+from scheduler_svc.core.program_watch import ProgramWatch
 from scheduler_svc.core.queues import promote, starves_in_s, use_quantum
 from scheduler_svc.core.refusals import call_duplicate, deadline_exceeded, queue_full
-from scheduler_svc.core.snapshots import ProgramState
 from scheduler_svc.core.timers import Timers
 
 _STARVATION_LOOK_S = 30.0
@@ -71,9 +71,7 @@ class Lifecycle:
         self._gates = config.admission is Admission.WORKING_SET
         self._submitted = 0
         self.call_timers: Timers[tuple[CallTimer, CallId]] = Timers()
-        self.idle_timers: Timers[ProgramKey] = Timers()
-        self.idle_kv_timers: Timers[ProgramKey] = Timers()
-        """When an idle program's KV becomes less worth than that of others."""
+        self.programs = ProgramWatch(config, table, fleet)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -90,7 +88,7 @@ class Lifecycle:
         self._registry.add(call)
         program.call_arrived(call, now)
         call.level = self._policy.level_at_arrival(call)
-        self._wake(program)
+        self.programs.call_arrived(program)
         if spec.deadline_s is not None:
             self.call_timers.set((CallTimer.DEADLINE, spec.call_id), now + spec.deadline_s)
         self._counters.calls_submitted += 1
@@ -314,46 +312,7 @@ class Lifecycle:
         program = call.program
         program.call_ended(call, now)
         if not program.live_calls:
-            self._settle(program, now)
-
-    def _settle(self, program: Program, now: float) -> None:
-        """The last live call of a program ended: the program is over, or its idle time begins."""
-        if program.single_call or program.ended is not None:
-            self.end_program(program, program.ended or ProgramState.ENDED)
-        else:
-            self.watch_idle(program, now)
-
-    # ── programs ────────────────────────────────────────────────────────────────────────────────────
-
-    def watch_idle(self, program: Program, now: float) -> None:
-        """Ends an open program after the idle time-out, unless a call arrives; its KV gives way before."""
-        self.idle_timers.set(program.key, now + self.config.idle_timeout_s)
-        self.idle_kv_timers.set(program.key, now + self.config.idle_kv_s)
-
-    def _wake(self, program: Program) -> None:
-        """A call of the program arrived."""
-        self.idle_timers.drop(program.key)
-        self.idle_kv_timers.drop(program.key)
-        if program.is_kv_idle:
-            program.is_kv_idle = False
-            for executor in self._fleet:
-                executor.kv.program_active(program.key)
-
-    def idle_kv(self, program: Program) -> None:
-        """Nothing came of the program for a while: its KV is given up before that of others."""
-        program.is_kv_idle = True
-        for executor in self._fleet:
-            executor.kv.program_idle(program.key)
-
-    def end_program(self, program: Program, how: ProgramState) -> None:
-        """Closes a program to further calls; without live calls its KV is worth nothing from here on."""
-        self.idle_timers.drop(program.key)
-        self.idle_kv_timers.drop(program.key)
-        self._table.end(program, how)
-        if not program.live_calls:
-            for executor in self._fleet:
-                executor.kv.program_ended(program.key)
-                executor.gate.forget(program.key)
+            self.programs.became_quiet(program, now)
 
     def _tell_end(
         self,

@@ -139,7 +139,7 @@ class TestEnding:
             world.run()
         assert len(world.core.programs()) == 5
         assert len(world.core.registry._calls) == 5
-        assert len(world.core.lifecycle.idle_timers) == 0
+        assert len(world.core.lifecycle.programs) == 0
         assert len(world.core.lifecycle.call_timers) == 0
 
 

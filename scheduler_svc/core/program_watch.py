@@ -1,0 +1,83 @@
+"""When a program is over, and what its KV is worth until then.
+
+    a call arrives ──> active ── its last live call ended ──> waiting ── 30 s ──> idle ── 600 s ──> ended
+                         ^                                       │                  │
+                         └───────────── a call arrives ──────────┴──────────────────┘
+
+Most agents never say that they end. So the KV of a program that has had no live call for `idle_kv_s` gives
+way before that of others, and after `idle_timeout_s` the program has ended: its KV is worth nothing then.
+"""
+
+from collections.abc import Iterator
+
+from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.executor import Executor
+from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
+from scheduler_svc.core.snapshots import ProgramState
+from scheduler_svc.core.timers import Timers
+
+
+class ProgramWatch:
+    """Times programs without live calls, and tells the caches of executors."""
+
+    def __init__(self, config: CoreConfig, table: ProcessTable, fleet: Fleet) -> None:
+        self._config = config
+        self._table = table
+        self._fleet = fleet
+        self._ends: Timers[ProgramKey] = Timers()
+        self._kv_idles: Timers[ProgramKey] = Timers()
+
+    def __len__(self) -> int:
+        """Programs that are timed."""
+        return len(self._ends)
+
+    def call_arrived(self, program: Program) -> None:
+        """A call of the program is live."""
+        self._ends.drop(program.key)
+        self._kv_idles.drop(program.key)
+        if program.is_kv_idle:
+            program.is_kv_idle = False
+            for executor in self._executors_of(program):
+                executor.kv.program_active(program.key)
+
+    def became_quiet(self, program: Program, now: float) -> None:
+        """The program has no live call: it is over, or its idle time begins."""
+        if program.ended is not None:
+            self.end(program, program.ended)
+        elif program.single_call and program.finished_calls:
+            self.end(program, ProgramState.ENDED)
+        else:
+            self._ends.set(program.key, now + self._config.idle_timeout_s)
+            self._kv_idles.set(program.key, now + self._config.idle_kv_s)
+
+    def end(self, program: Program, how: ProgramState) -> None:
+        """Closes a program to further calls. Its KV stays worth something while calls of it are live."""
+        self._ends.drop(program.key)
+        self._kv_idles.drop(program.key)
+        self._table.end(program, how)
+        if not program.live_calls:
+            for executor in self._executors_of(program):
+                executor.kv.program_ended(program.key)
+                executor.gate.forget(program.key)
+
+    def time_passed(self, now: float) -> None:
+        """Looks at the programs that are due."""
+        for key in self._kv_idles.pop_due(now):
+            self._kv_idled(key)
+        for key in self._ends.pop_due(now):
+            program = self._table.get(*key)
+            if program is not None:
+                self.end(program, ProgramState.TIMED_OUT)
+
+    def _kv_idled(self, key: ProgramKey) -> None:
+        program = self._table.get(*key)
+        if program is not None:
+            program.is_kv_idle = True
+            for executor in self._executors_of(program):
+                executor.kv.program_idle(key)
+
+    def _executors_of(self, program: Program) -> Iterator[Executor]:
+        """Attached executors that ran calls of the program."""
+        attached = map(self._fleet.get, program.executor_ids)
+        return (executor for executor in attached if executor is not None)
