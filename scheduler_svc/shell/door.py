@@ -5,8 +5,9 @@ executors can tell: torn columns, empty prompts, token ids outside the vocabular
 texts that are too long, formats nobody understands, too many calls of one frontend. The core refuses what
 its tables know: programs, models, lengths against KV, the total of live calls.
 
-Hashes of a prompt's blocks are taken as they are, as the tenant is: peers are trusted, and a frontend that
-says wrong ones could say wrong tokens just as well. Their number is checked, since the core counts on it.
+Of a prompt's block hashes their number is checked, since the core counts on it, and the first of the chain, so
+that those of another tenant, salt or release do not come in by mistake. The others are taken as they are:
+peers are trusted, and a frontend that says wrong hashes could say a wrong tenant just as well.
 """
 
 import math
@@ -19,7 +20,7 @@ from scheduler_svc.core.errors import Refusal, Refused
 from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, StreamHandle, TenantId, ThreadId
 from scheduler_svc.shell.executor_registry import ModelFacts
-from svc_runtime.block_hashes import DIGEST_BYTES
+from svc_runtime.block_hashes import DIGEST_BYTES, hash_prompt
 from svc_runtime.columns import unpack_i32
 
 _TEXTS = ("tenant", "program_id", "thread_id", "model", "params_format", "cache_salt")
@@ -92,7 +93,7 @@ class Door:
         output = _token_ids(submit.output_token_ids, "output_token_ids")
         stop = _token_ids(submit.stop_token_ids, "stop_token_ids")
         self._check_tokens(submit, prompt, output, stop)
-        _check_hashes(submit, len(prompt))
+        _check_hashes(submit, prompt)
         return CallSpec(
             call_id=CallId(submit.call_id),
             frontend_id=frontend_id,
@@ -173,17 +174,19 @@ def _check_numbers(submit: pb.Submit) -> None:
             raise _refused("DEADLINE_EXCEEDED", "deadline_s", "> 0", str(submit.deadline_s))
 
 
-def _check_hashes(submit: pb.Submit, prompt_tokens: int) -> None:
+def _check_hashes(submit: pb.Submit, prompt: list[int]) -> None:
     """None at all, or one a full block of the prompt."""
-    if not submit.prompt_block_hashes:
+    hashes, size = submit.prompt_block_hashes, submit.hash_block_size
+    if not hashes:
         return
-    _require(submit.hash_block_size > 0, "hash_block_size", "> 0 with hashes", str(submit.hash_block_size))
-    blocks = prompt_tokens // submit.hash_block_size
+    _require(size > 0, "hash_block_size", "> 0 with hashes", str(size))
+    limit = f"{DIGEST_BYTES} bytes for each of {len(prompt) // size} full blocks"
+    whole = len(hashes) == DIGEST_BYTES * (len(prompt) // size)
+    _require(whole, "prompt_block_hashes", limit, f"{len(hashes)} bytes")
+    first = hash_prompt(submit.tenant, submit.cache_salt, prompt[:size], size)
+    ours = hashes.startswith(first)
     _require(
-        len(submit.prompt_block_hashes) == DIGEST_BYTES * blocks,
-        "prompt_block_hashes",
-        f"{DIGEST_BYTES} bytes for each of {blocks} full blocks",
-        f"{len(submit.prompt_block_hashes)} bytes",
+        ours, "prompt_block_hashes", "those of this tenant, salt and prompt", hashes[:DIGEST_BYTES].hex()
     )
 
 

@@ -12,6 +12,7 @@ from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import FrontendId
 from scheduler_svc.shell.door import Door, DoorLimits
 from scheduler_svc.shell.executor_registry import ModelFacts
+from svc_runtime.block_hashes import hash_prompt
 from svc_runtime.columns import pack_i32
 from svc_runtime.rpc_errors import STATUS_OF_REASON
 from tests.unit.scheduler_shell.fake_executor import PARAMS_FORMAT
@@ -90,13 +91,33 @@ def test_a_bad_call_is_refused_with_the_field_the_limit_and_the_value(
 
 
 @pytest.mark.parametrize(
-    ("hashes", "block_size"),
-    [(bytes(range(48)), 1), (bytes(range(16)), 2), (b"", 4), (b"", 1), (b"", 0)],
-    ids=["a block a token", "what does not fill a block has none", "no full block", "left out", "unknown"],
+    "block_size", [1, 2, 4], ids=["a block a token", "a block and a half", "no full block"]
 )
-def test_hashes_of_the_prompt_s_full_blocks_reach_the_core(hashes: bytes, block_size: int) -> None:
-    call = admit(submit(1, [1, 2, 3], prompt_block_hashes=hashes, hash_block_size=block_size))
+def test_hashes_of_the_prompt_s_full_blocks_reach_the_core(block_size: int) -> None:
+    prompt = [1, 2, 3]
+    hashes = hash_prompt("tenant", "salt", prompt, block_size)
+    call = admit(submit(1, prompt, cache_salt="salt", prompt_block_hashes=hashes, hash_block_size=block_size))
     assert (call.prompt_block_hashes, call.hash_block_size) == (hashes, block_size)
+
+
+@pytest.mark.parametrize("block_size", [0, 1])
+def test_hashes_may_be_left_out(block_size: int) -> None:
+    call = admit(submit(1, [1, 2, 3], hash_block_size=block_size))
+    assert call.prompt_block_hashes == b""
+
+
+@pytest.mark.parametrize(
+    ("tenant", "salt", "prompt"),
+    [("another", "salt", [1, 2, 3]), ("tenant", "", [1, 2, 3]), ("tenant", "salt", [3, 2, 1])],
+    ids=["tenant", "salt", "prompt"],
+)
+def test_hashes_of_another_chain_are_refused(tenant: str, salt: str, prompt: list[int]) -> None:
+    hashes = hash_prompt(tenant, salt, prompt, 1)
+    refusal = refusal_of(
+        submit(1, [1, 2, 3], cache_salt="salt", prompt_block_hashes=hashes, hash_block_size=1)
+    )
+    assert (refusal.reason, refusal.field) == ("PARAMETER_OUT_OF_RANGE", "prompt_block_hashes")
+    assert refusal.value == hashes[:16].hex()
 
 
 def test_a_token_id_out_of_the_vocabulary_is_named() -> None:
