@@ -5,8 +5,8 @@ executors can tell: torn columns, empty prompts, token ids outside the vocabular
 texts that are too long, formats nobody understands, too many calls of one frontend. The core refuses what
 its tables know: programs, models, lengths against KV, the total of live calls.
 
-Of a prompt's block hashes their number is checked, since the core counts on it, and the first of the chain, so
-that those of another tenant, salt or release do not come in by mistake. The others are taken as they are:
+Of a prompt's block hashes their number is checked, since the core counts on it, and the first of the chain,
+so that those of another tenant, salt or release do not come in by mistake. The others are taken as they are:
 peers are trusted, and a frontend that says wrong hashes could say a wrong tenant just as well.
 """
 

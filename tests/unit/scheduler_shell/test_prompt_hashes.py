@@ -1,4 +1,4 @@
-"""Prompts that were hashed in the frontend, through the door, the core and an executor that notices mistakes."""
+"""Prompts that were hashed in the frontend: through door and core to an executor that notices mistakes."""
 
 from collections.abc import AsyncIterator
 
