@@ -1,4 +1,4 @@
-"""Steps of real GPUs: the tables of `tests/data/calibration` as measured steps, pure and mixed."""
+"""Steps to learn from: of real GPUs (tables in `tests/data/calibration`) and of exactly linear machines."""
 
 import csv
 from bisect import bisect_left
@@ -7,10 +7,12 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from scheduler_svc.core.step_cost import StepCostModel, StepFeatures
+from scheduler_svc.core.step_cost import StepCoefficients, StepCostModel, StepFeatures
 
 TABLES = Path(__file__).parents[2] / "data" / "calibration"
 GPUS = ("a100", "h100")
+TRUTH = StepCoefficients(8e-3, 3e-3, 1e-5, 5e-8, 2e-5, 2e-9)
+"""An executor whose steps are exactly what the model can say."""
 
 Step = tuple[StepFeatures, float]
 """What was computed, and the seconds it took."""
@@ -86,3 +88,25 @@ def errors(model: StepCostModel, steps: list[Step]) -> tuple[float, float, float
     """Relative errors over these steps: median, 90th percentile, worst."""
     found = sorted(abs(model.predict_s(features) - seconds) / seconds for features, seconds in steps)
     return median(found), found[len(found) * 9 // 10], found[-1]
+
+
+def linear_s(features: StepFeatures, truth: StepCoefficients = TRUTH) -> float:
+    rows, context, tokens, reads = features
+    fixed_s = truth.prefill_step_s if tokens else truth.decode_step_s
+    decode_s = rows * truth.decode_row_s + context * truth.context_token_s
+    return fixed_s + decode_s + tokens * truth.prefill_token_s + reads * truth.prefill_context_s
+
+
+def serving(random: Random, count: int, truth: StepCoefficients = TRUTH) -> Iterator[Step]:
+    """Steps of a server with that truth: decode, and a chunk of a prompt in every fourth."""
+    for _ in range(count):
+        rows = random.randint(1, 256)
+        features = StepFeatures(rows, rows * random.randint(100, 4000), 0, 0)
+        if random.random() < 0.25:
+            features = features.with_chunk(random.choice([0, 512, 2048]), random.randint(16, 2048))
+        yield features, linear_s(features, truth)
+
+
+def machine_like(base: StepCoefficients, random: Random, scale: float) -> StepCoefficients:
+    """So many times slower than `base` as a whole, with proportions of its own."""
+    return StepCoefficients(*(scale * random.uniform(0.6, 1.6) * value for value in base))
