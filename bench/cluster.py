@@ -227,6 +227,15 @@ class Cluster:
         """Starts the scheduler; returns at once."""
         return self._spawn("scheduler", "SCHEDULER", {"port": self.scheduler_port})
 
+    def restart_scheduler(self, **settings: object) -> None:
+        """Stops the scheduler and starts it with other settings besides its own; waits until all are back."""
+        self.services["scheduler"].stop()
+        own = self._settings["SCHEDULER"]
+        self._settings["SCHEDULER"] = own | settings
+        self.start_scheduler()
+        self._settings["SCHEDULER"] = own
+        self.wait_ready()
+
     def start_executor(self, index: int) -> Service:
         """Starts executor number `index`; returns at once."""
         health_port = free_port()

@@ -163,8 +163,9 @@ def _check(executor: Executor, result: StepCompleted) -> StepInFlight:
     step = executor.in_flight[0]
     if len(result.handles) != len(result.tokens):
         raise ProtocolBroken(f"{len(result.handles)} handles came with {len(result.tokens)} tokens")
-    if not 0 <= result.step_s < inf:
-        raise ProtocolBroken(f"step {result.step} took {result.step_s} seconds")
+    if not (0 <= result.step_s < inf and 0 <= result.swap_s < inf and result.swap_bytes >= 0):
+        took = f"{result.step_s} s, and copied {result.swap_bytes} bytes in {result.swap_s} s"
+        raise ProtocolBroken(f"step {result.step} took {took}")
     _check_handles(executor, step, result)
     vocab_size = executor.spec.vocab_size
     if result.tokens and (min(result.tokens) < 0 or (vocab_size and max(result.tokens) >= vocab_size)):
