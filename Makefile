@@ -82,6 +82,10 @@ sim: setup ## Simulate the core in virtual time, with faults (SEED= STEPS= ARGS=
 bench-split: setup ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
 	$(PY) -m bench.split $(ARGS)
 
+.PHONY: bench-swap
+bench-swap: setup ## Measure copies between the KV tiers against a plain memcpy -> bench/results/swap.json
+	$(PY) -m bench.swap $(ARGS)
+
 .PHONY: bench-core
 bench-core: setup ## Measure a scheduling step, and vLLM's -> bench/results/core.json (ARGS=--quick)
 	$(PY) -m bench.core $(ARGS)

@@ -39,7 +39,9 @@ class StepPlan:
     """row -> whole block table (joined rows) or ids to append (others)."""
     released: Sequence[int]
     swap_out: Sequence[tuple[int, int]] = ()
+    """(device block, host block) copies, done first. Host ids are 0..host_blocks-1; none is special."""
     swap_in: Sequence[tuple[int, int]] = ()
+    """(host block, device block) copies, done second; then the rows. In each list a target occurs once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class StepResult:
     payloads: Mapping[int, bytes] = field(default_factory=dict)
     """handle -> serialised autellix.executor.v1.Logprobs."""
     swap_s: float = 0.0
+    """Seconds of the plan's copies, not part of `step_s`."""
     swap_bytes: int = 0
 
 

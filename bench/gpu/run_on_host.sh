@@ -1,10 +1,10 @@
 #!/bin/bash
 # On the GPU host, from the repository root: unpacks the kit and runs one check. Results: bench/results/ and, when
 # RESULTS is set, a copy there.
-# usage: run_on_host.sh KIT_DIR equality|throughput [options of the check]
+# usage: run_on_host.sh KIT_DIR equality|throughput|swap [options of the check]
 set -euo pipefail
 kit=${1:?directory of kit.part.*}
-check=${2:?equality or throughput}
+check=${2:?equality, throughput or swap}
 shift 2
 site=${SITE:-/tmp/autellix-kit}
 [ -e "$site/.unpacked" ] || { python3 "$kit/install_kit.py" "$kit" "$site" && touch "$site/.unpacked"; }
