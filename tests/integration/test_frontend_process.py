@@ -14,6 +14,7 @@ import pytest_asyncio
 from bench.cluster import free_port
 from protos.autellix.executor.v1 import executor_pb2
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
+from svc_runtime.block_hashes import hash_prompt
 from svc_runtime.columns import pack_i32, unpack_i32
 from svc_runtime.lifecycle import ExitCode
 from tests.fake_scheduler import TOKEN, Connection, FakeScheduler, answer, server
@@ -105,6 +106,17 @@ async def test_a_call_carries_its_program_and_what_the_scheduler_needs(frontend:
     usage = response.json()["usage"]
     assert usage["prompt_tokens"] == len(unpack_i32(call.prompt_token_ids))
     assert usage["prompt_tokens_details"]["cached_tokens"] == 1
+
+
+async def test_a_prompt_comes_with_the_hashes_of_its_blocks(frontend: FrontendProcess) -> None:
+    prompt = [3 + number % 90 for number in range(70)]
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 1, "cache_salt": "grain"}
+    await frontend.post("/v1/completions", body)
+    (call,) = frontend.fake.submits
+    block_size = frontend.fake.model.block_size
+    assert (call.hash_block_size, call.cache_salt) == (block_size, "grain")
+    assert call.prompt_block_hashes == hash_prompt("ann", "grain", prompt, block_size)
+    assert len(call.prompt_block_hashes) == 16 * (len(prompt) // block_size) > 0
 
 
 async def test_a_grammar_is_announced(frontend: FrontendProcess) -> None:
