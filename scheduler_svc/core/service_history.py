@@ -2,8 +2,8 @@
 
 Theory of operation. A distribution is a histogram over 48 sizes, two an octave from 10 ms to 2 days; a
 program that used x counts as one that ended at the upper edge of its bucket. The histogram of a class begins
-with a prior of a few pseudo-programs with a heavy tail (P[X > x] = s / (x + s)): the more one has used the
-more it is expected to need still. The prior weighs less with every real program; old programs weigh half
+with a prior that weighs a quarter of a program and has a heavy tail (P[X > x] = s / (x + s)): the more one
+has used, the more it is expected to need still. It fades with every real program, and old programs weigh half
 after some hundred newer ones.
 
 From S[i] programs that reached edge e[i], the rank at edge i is
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from scheduler_svc.core.process_table import Program
 
 CLASSES_MAX = 256
-WEIGHT = 1 << 20
+WEIGHT = 1 << 24
 """What one program counts."""
-PRIOR_PROGRAMS = 4
+PRIOR_WEIGHT = WEIGHT // 4
 PROGRAMS_MAX = 512
 """Beyond, all counts are halved."""
 _OCTAVES = 24
@@ -52,7 +52,7 @@ ClassKey = tuple[bool, str]
 
 
 def _prior() -> list[int]:
-    reached = [PRIOR_PROGRAMS * WEIGHT * _PRIOR_SCALE_PS // (edge + _PRIOR_SCALE_PS) for edge in EDGES_PS]
+    reached = [PRIOR_WEIGHT * _PRIOR_SCALE_PS // (edge + _PRIOR_SCALE_PS) for edge in EDGES_PS]
     return [here - after for here, after in zip(reached, [*reached[1:], 0], strict=True)]
 
 

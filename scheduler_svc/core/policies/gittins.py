@@ -20,7 +20,7 @@ when its rank is past the boundary by a quarter: nothing thrashes. Complexity: O
 from typing import TYPE_CHECKING
 
 from scheduler_svc.core.config import CoreConfig
-from scheduler_svc.core.policies.base import LevelPolicy
+from scheduler_svc.core.policies.base import FOREVER_PS, LevelPolicy
 from scheduler_svc.core.service_history import ServiceHistory
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Gittins(LevelPolicy):
     def __init__(self, config: CoreConfig, history: ServiceHistory) -> None:
         super().__init__(config)
         self._history = history
+        self._last_look_ps = self.levels.begins_ps[-1] or FOREVER_PS
 
     def level_at_arrival(self, call: "Call") -> int:
         """By the rank of the program as it stands."""
@@ -44,6 +45,10 @@ class Gittins(LevelPolicy):
     def level_of_next(self, program: "Program") -> int:
         """By the rank of the program as it stands."""
         return self.levels.level_of(self._rank_ps(program))
+
+    def quantum_ps(self, level: int) -> int:
+        """From the table; in the last level as much as it takes to get there, since ranks may fall."""
+        return min(super().quantum_ps(level), self._last_look_ps)
 
     def level_after_quantum(self, call: "Call") -> int:
         """By rank again, up or down, but only for good reason: the level nearest to the present one among
