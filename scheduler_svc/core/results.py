@@ -164,7 +164,7 @@ def _check(executor: Executor, result: StepCompleted) -> StepInFlight:
     if len(result.handles) != len(result.tokens):
         raise ProtocolBroken(f"{len(result.handles)} handles came with {len(result.tokens)} tokens")
     if not (0 <= result.step_s < inf and 0 <= result.swap_s < inf and result.swap_bytes >= 0):
-        took = f"{result.step_s} s, and copied {result.swap_bytes} bytes in {result.swap_s} s"
+        took = f"{result.step_s} seconds, {result.swap_bytes} bytes copied in {result.swap_s} seconds"
         raise ProtocolBroken(f"step {result.step} took {took}")
     _check_handles(executor, step, result)
     vocab_size = executor.spec.vocab_size
