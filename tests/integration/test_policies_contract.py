@@ -1,4 +1,4 @@
-"""The contract under every policy: tokens equal plain vLLM with KV forced to be swapped, paused and recomputed.
+"""The contract under every policy: tokens equal plain vLLM, with KV swapped, paused and recomputed by force.
 
 One executor and one frontend; the scheduler is started anew for each way with preempted KV, in lockstep and
 one plan ahead, and then switched from policy to policy by its own RPC. The counter-check leaves the copies
