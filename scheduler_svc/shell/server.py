@@ -135,6 +135,7 @@ class SchedulerServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._call_log.write_all()
         if self._metrics_server is not None:
             await self._metrics_server.close()
 

@@ -1,6 +1,7 @@
 """Where effects go, and in which order."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 import structlog
@@ -20,7 +21,7 @@ from scheduler_svc.core.effects import (
 from scheduler_svc.core.errors import Refusal
 from scheduler_svc.core.ids import ExecutorId, FrontendId
 from scheduler_svc.shell import executor_wire
-from scheduler_svc.shell.call_log import CallLog
+from scheduler_svc.shell.call_log import LINES_AT_ONCE, CallLog
 from scheduler_svc.shell.effect_router import EffectRouter
 from scheduler_svc.shell.executor_registry import ExecutorRegistry
 from scheduler_svc.shell.executor_session import ExecutorSession
@@ -51,7 +52,9 @@ class Stage:
         executors.add(self.executor)
         frontends.add(self.frontend)
         self.metrics = SchedulerMetrics()
-        self.router = EffectRouter(executors, frontends, CallLog(self.metrics))
+        self.call_log = CallLog(self.metrics)
+        self.router = EffectRouter(executors, frontends, self.call_log)
+        self.on_write: Callable[[], None] = lambda: None
         self.sent: list[str] = []
 
     async def __aenter__(self) -> "Stage":
@@ -71,6 +74,7 @@ class Stage:
 
     async def _write(self, message: executor_pb2.AttachResponse | pb.ConnectResponse) -> None:
         self.sent.append(str(message.WhichOneof("message")))
+        self.on_write()
         await asyncio.sleep(0)
 
 
@@ -171,6 +175,7 @@ async def test_each_ended_call_gets_one_canonical_log_line_and_one_count() -> No
         )
         with structlog.testing.capture_logs() as lines:
             stage.router.carry_out([EmitTokens(frontend_id=FRONTEND, handles=[1, 1], tokens=[5, 6]), end])
+            await until(lambda: lines)
     assert lines == [
         {
             "event": "call_finished", "log_level": "info", "program_id": "p", "call_id": "c", "tenant": "t",
@@ -180,6 +185,39 @@ async def test_each_ended_call_gets_one_canonical_log_line_and_one_count() -> No
     ]  # fmt: skip
     labels = {"model": "m", "reason": "length"}
     assert stage.metrics.registry.get_sample_value("autellix_scheduler_calls_ended_total", labels) == 1
+
+
+def end_of(handle: int) -> FinishCall:
+    return FinishCall(
+        frontend_id=FRONTEND, handle=handle, reason=FinishReason.STOP, service_s=0, waiting_s=0, preemptions=0
+    )
+
+
+async def test_plans_and_outputs_leave_before_lines_are_written() -> None:
+    async with Stage() as stage:
+        count = 2 * LINES_AT_ONCE + 1
+        for handle in range(count):
+            stage.frontend.remember(call(stream_handle=handle, call_id=f"c{handle}"))
+        with structlog.testing.capture_logs() as lines:
+            stage.on_write = lambda: written_before.append(len(lines))
+            written_before: list[int] = []
+            stage.router.carry_out([*map(end_of, range(count)), plan(1)])
+            await until(lambda: len(lines) == count)
+    assert stage.sent == ["plan", "outputs"]
+    assert written_before == [0, 0]
+    assert [line["call_id"] for line in lines] == [f"c{handle}" for handle in range(count)]
+
+
+async def test_lines_that_are_left_at_the_end_are_written() -> None:
+    async with Stage() as stage:
+        stage.frontend.remember(call(stream_handle=0))
+        with structlog.testing.capture_logs() as lines:
+            stage.router.carry_out([end_of(0)])
+            stage.call_log.write_all()
+            assert len(lines) == 1
+            await stage.frontend.wait_written()
+            await asyncio.sleep(0)
+        assert len(lines) == 1, "and once only"
 
 
 async def test_a_call_that_the_core_refused_is_forgotten_and_logged() -> None:
