@@ -9,7 +9,7 @@ from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, StreamHandle, TenantId, ThreadId
 from sim.draws import PARAMS_FORMAT, Model
 from sim.ledger import CallRecord
-from sim.model import VOCAB_SIZE, expected_output, weights_of
+from sim.model import VOCAB_SIZE, expected_output
 from svc_runtime.block_hashes import hash_prompt
 
 SYSTEM_PROMPT_TOKENS = 40
@@ -78,11 +78,10 @@ class CallDrawer:
         generate an end-of-sequence token of theirs."""
         if self._random.random() < 0.5:
             spec = _with_hashes(spec, self._random.choice((4, 8)))
-        weights = weights_of(model.name, model.fingerprint)
-        expected = expected_output(spec, weights)
+        expected = expected_output(spec, model.fingerprint)
         if self._random.random() < 0.15:
             spec = replace(spec, eos_token_id=self._random.choice(expected.tokens))
-            expected = expected_output(spec, weights)
+            expected = expected_output(spec, model.fingerprint)
         return CallRecord(
             spec=spec,
             expected=expected,
@@ -110,7 +109,7 @@ class CallDrawer:
 
     def refused_record(self, spec: CallSpec, reasons: Iterable[str]) -> CallRecord:
         """The frontend's side of a call that must be refused."""
-        expected = expected_output(replace(spec, output_token_ids=(), max_tokens=0), 0)
+        expected = expected_output(replace(spec, output_token_ids=(), max_tokens=0), "")
         return CallRecord(
             spec=spec,
             expected=expected,

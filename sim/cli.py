@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from sim.episode import EpisodeOptions
+from scheduler_svc.core.core import Core
+from sim.episode import EpisodeOptions, MakeCore
 from sim.run import EpisodeFailed, RunOptions, run
 from sim.tally import Tally
 from sim.trace import Trace
@@ -19,11 +20,11 @@ EXIT_NOT_EXERCISED = 3
 _PROGRESS_S = 10.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, make_core: MakeCore = Core) -> int:
     """Runs the simulation and returns the exit code: 0, 1 when something broke, 3 when a long run missed
     something it should have exercised."""
     options = _parser().parse_args(arguments)
-    episodes = EpisodeOptions(with_faults=options.faults, check_every=options.check_every)
+    episodes = EpisodeOptions(options.faults, check_every=options.check_every, make_core=make_core)
     what = RunOptions(seed=options.seed, call_steps=options.steps, episode=options.episode)
     with ExitStack() as stack:
         trace = None

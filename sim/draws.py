@@ -155,7 +155,7 @@ def draw_shape(random: Random, *, with_faults: bool) -> Shape:
         output_max=output_max,
         tick_s=pick((0.25, 1.0)),
         hold_back=pick((0.0, 0.3, 0.6)),
-        fault_chance=pick((0.004, 0.02, 0.06)) if with_faults else 0.0,
+        fault_chance=pick((0.01, 0.03, 0.1)) if with_faults else 0.0,
         cost=pick((StepCost(0.1, 0.0, 0.001), StepCost(0.02, 0.002, 0.0005), StepCost(0.25, 0.01, 0.01))),
         seats=seats,
         memory=memory,

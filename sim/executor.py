@@ -14,7 +14,7 @@ from scheduler_svc.core.events import CallSpec, ExecutorSpec, StepCompleted
 from scheduler_svc.core.ids import CallHandle, CallId
 from sim.broken import Broken, require
 from sim.memory import BlockMemory
-from sim.model import token_after
+from sim.model import start_state, token_after
 
 
 @dataclass(slots=True)
@@ -22,6 +22,8 @@ class HeldCall:
     """A call that the executor knows."""
 
     spec: CallSpec
+    begin: int
+    """The model's state before its first token."""
     tokens: list[int]
     """Prompt and output as far as the executor has sampled it."""
     table: list[int] = field(default_factory=list)
@@ -70,7 +72,7 @@ class Work:
 class SimulatedExecutor:
     """One registration of an executor: a memory, the calls it knows, results under way."""
 
-    def __init__(self, spec: ExecutorSpec, *, weights: int, cost: StepCost, work: Work) -> None:
+    def __init__(self, spec: ExecutorSpec, *, cost: StepCost, work: Work) -> None:
         self.spec = spec
         self.calls: dict[CallHandle, HeldCall] = {}
         self.pending: deque[Pending] = deque()
@@ -85,7 +87,6 @@ class SimulatedExecutor:
             block_size=spec.block_size,
             num_blocks=spec.num_blocks,
             host_blocks=spec.host_blocks,
-            weights=weights,
         )
         self._last_handle = 0
         self._last_step = 0
@@ -100,8 +101,9 @@ class SimulatedExecutor:
         """
         require(effect.handle > self._last_handle, f"handle {effect.handle} is not a new one")
         self._last_handle = effect.handle
+        begin = start_state(effect.call, self.spec.model_fingerprint)
         tokens = [*effect.call.prompt_token_ids, *effect.output_token_ids]
-        held = self.calls[effect.handle] = HeldCall(effect.call, tokens)
+        held = self.calls[effect.handle] = HeldCall(effect.call, begin, tokens)
         return held
 
     def had(self, handle: CallHandle) -> bool:
@@ -125,9 +127,9 @@ class SimulatedExecutor:
         copied = swapped_out + swapped_in
         require(bool(handles or copied or len(plan.released)), "an empty plan")
         result = self._run_rows(plan, [CallHandle(handle) for handle in handles], tokens, copied)
-        for handle in plan.released:
-            require(handle in self.calls, f"call {handle} is released and unknown")
-            del self.calls[handle]
+        for released in map(CallHandle, map(int, plan.released)):
+            require(released in self.calls, f"call {released} is released and unknown")
+            del self.calls[released]
         self._count(plan, tokens, swapped_out, swapped_in)
         self._last_batch = set(result.handles)
         self.pending.append(result)
@@ -199,7 +201,7 @@ class SimulatedExecutor:
             raise Broken(f"tokens up to {end} are to be computed of {call.spec.call_id}, {known} are known")
         if end > len(call.table) * self.spec.block_size:
             raise Broken(f"{call.spec.call_id} has too few blocks for {end} tokens")
-        state = self._memory.compute(call.table, start, call.tokens[start:end])
+        state = self._memory.compute(call.begin, call.table, start, call.tokens[start:end])
         call.computed = end
         return token_after(state) if end == known else None
 

@@ -55,7 +55,7 @@ class Faults:
 
     def _spoil(self, executor: SimulatedExecutor, pending: Pending) -> Spoiled | None:
         """Now and then a result breaks the protocol."""
-        if not self._chance or self._random.random() >= self._chance / 10:
+        if not self._chance or self._random.random() >= self._chance / 3:
             return None
         name = self._random.choice(list(SPOILERS))
         event = SPOILERS[name](self._world, executor, pending)
@@ -243,22 +243,22 @@ KINDS: dict[str, tuple[float, Callable[[Faults], bool]]] = {
     "executor registered again": (1, Faults.register_again),
     "executor asked to drain": (1, Faults.drain_executor),
     "executor slow": (2, Faults.slow_down),
-    "executor refused": (0.5, Faults.refuse_executor),
-    "drain of nobody": (0.2, Faults.drain_unknown),
-    "result of nobody": (0.2, Faults.late_result),
+    "executor refused": (1, Faults.refuse_executor),
+    "drain of nobody": (0.5, Faults.drain_unknown),
+    "result of nobody": (0.5, Faults.late_result),
     "model replaced": (0.5, Faults.replace_model),
     "call cancelled": (4, Faults.cancel_call),
     "call cancelled in flight": (4, Faults.cancel_in_flight),
     "cancel too late": (1, Faults.cancel_ended),
     "call fails": (2, Faults.fail_call),
     "call submitted twice": (1, Faults.submit_twice),
-    "bad call": (2, Faults.submit_bad_call),
+    "bad call": (4, Faults.submit_bad_call),
     "program ended early": (1, Faults.end_program),
     "program cancelled": (1, Faults.cancel_program),
     "stranger": (0.5, Faults.ask_as_a_stranger),
     "frontend lost": (1, Faults.lose_frontend),
     "clock stepped back": (1, Faults.step_clock_back),
     "policy switched": (2, Faults.switch_policy),
-    "policy refused": (0.2, Faults.refuse_policy),
+    "policy refused": (0.5, Faults.refuse_policy),
 }
 """Name -> relative frequency, and what happens."""

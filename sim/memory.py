@@ -5,8 +5,9 @@ A block is a list of sums, one for each position written so far:
     block    [ s0, s1, s2, s3 ]      sk = state after its position k - state before its position 0
 
 So the state after any position is the sum of the last entries of the full blocks before it and the entry of
-its own block, plus the weights: each step reads every block of the table. Writing position k forgets what the
-block held behind it, as new content makes the rest meaningless; reading what is not there fails.
+its own block, plus the state before the first token: each step reads every block of the table. Writing
+position k forgets what the block held behind it, as new content makes the rest meaningless; reading what is
+not there fails.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,17 +24,15 @@ class BlockMemory:
     Args:
         num_blocks: Device blocks, the null block (0) included.
         host_blocks: Host blocks; 0 is one of them.
-        weights: The state before the first token.
     """
 
-    def __init__(self, *, block_size: int, num_blocks: int, host_blocks: int, weights: int) -> None:
+    def __init__(self, *, block_size: int, num_blocks: int, host_blocks: int) -> None:
         self._size = block_size
-        self._weights = weights
         self._device: list[list[int]] = [[] for _ in range(num_blocks)]
         self._host: list[list[int]] = [[] for _ in range(host_blocks)]
 
-    def state(self, table: Sequence[int], length: int) -> int:
-        """The state after the first `length` tokens of a call.
+    def state(self, begin: int, table: Sequence[int], length: int) -> int:
+        """The state after the first `length` tokens of a call whose state is `begin` before them.
 
         Raises: Broken when a position of it was never written, or was overwritten.
         """
@@ -41,17 +40,17 @@ class BlockMemory:
         full, rest = divmod(length, size)
         try:
             if rest:
-                state = self._weights + device[table[full]][rest - 1]
+                state = begin + device[table[full]][rest - 1]
             else:
-                state = self._weights
+                state = begin
             last = size - 1
             return state + sum([device[block][last] for block in table[:full]])
         except IndexError:
             raise Broken(f"KV of the first {length} tokens is not all in blocks {list(table)}") from None
 
-    def compute(self, table: Sequence[int], start: int, tokens: Sequence[int]) -> int:
+    def compute(self, begin: int, table: Sequence[int], start: int, tokens: Sequence[int]) -> int:
         """Writes the KV of `tokens` at positions from `start` on, and returns the state after them."""
-        state = self.state(table, start)
+        state = self.state(begin, table, start)
         if len(tokens) == 1:
             after = state_after(state, tokens[0])
             self._write(table, start, state, [after])

@@ -19,9 +19,10 @@ _MODULUS = 2**31 - 1
 _FACTOR = 48271
 
 
-def weights_of(model: str, fingerprint: str) -> int:
-    """The state before the first token: another model, or other weights of that name, says other things."""
-    return crc32(f"{model}:{fingerprint}".encode()) % _MODULUS
+def start_state(spec: CallSpec, fingerprint: str) -> int:
+    """The state before the first token of a call. Other weights say other things; so does another tenant or
+    cache salt, so that KV which is shared where it must not be is found out."""
+    return crc32(f"{spec.model}:{fingerprint}:{spec.tenant}:{spec.cache_salt}".encode()) % _MODULUS
 
 
 def state_after(state: int, token: int) -> int:
@@ -51,9 +52,9 @@ class Expected:
     stop_token_id: int | None
 
 
-def expected_output(spec: CallSpec, weights: int) -> Expected:
+def expected_output(spec: CallSpec, fingerprint: str) -> Expected:
     """Runs a call alone, stop tokens applied."""
-    state = weights
+    state = start_state(spec, fingerprint)
     for token in [*spec.prompt_token_ids, *spec.output_token_ids]:
         state = state_after(state, token)
     output = list(spec.output_token_ids)

@@ -33,6 +33,13 @@ def _check_counters(world: World) -> None:
     require(statistics.live_calls == 0, f"{statistics.live_calls} calls live on")
     require(statistics.calls_submitted == ended == len(accepted), "calls do not add up")
     require(statistics.tokens == world.ledger.tokens, "tokens do not add up")
+    work = world.tally.work
+    swapped = (
+        work.blocks_swapped_out - world.swapped_before[0],
+        work.blocks_swapped_in - world.swapped_before[1],
+    )
+    told = (statistics.swapped_out_blocks, statistics.swapped_in_blocks)
+    require(told == swapped, f"{told} blocks were swapped out and in by the books, {swapped} by executors")
     failed = sum(record.end is not None and record.end.error is not None for record in accepted)
     require(statistics.calls_failed == failed, "failures do not add up")
     preemptions = sum(record.end.preemptions for record in accepted if record.end is not None)
@@ -42,13 +49,13 @@ def _check_counters(world: World) -> None:
 def _check_blocks(world: World) -> None:
     for executor in world.core.fleet:
         name = executor.executor_id
-        require(executor.pool.held == 0, f"{name}: {executor.pool.held} blocks are held by nobody")
+        require(executor.kv.held == 0, f"{name}: {executor.kv.held} blocks are held by nobody")
         require(not executor.calls and not executor.by_handle, f"{name}: calls are left")
         require(not executor.in_flight, f"{name}: a plan is still in flight")
-        require(executor.pool.available == executor.spec.num_blocks - 1, f"{name}: blocks are lost")
+        require(executor.kv.available == executor.spec.num_blocks - 1, f"{name}: blocks are lost")
     for attached in world.attached.values():
-        known = [held for held in attached.calls.values() if not held.ended]
-        require(not known, f"{attached.spec.executor_id} still knows {len(known)} live calls")
+        name = attached.spec.executor_id
+        require(not attached.calls, f"{name} was not told to forget {len(attached.calls)} calls")
 
 
 def _check_forgetting(world: World) -> None:

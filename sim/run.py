@@ -86,6 +86,7 @@ def expect_all(tally: Tally, *, with_faults: bool) -> None:
     tally.expect("end", ("STOP", "LENGTH", "DEADLINE_EXCEEDED", "PREPARATION_FAILED"))
     tally.expect("refusal", ("PROGRAM_LIMIT", "QUEUE_FULL", "PROGRAM_ENDED"))
     tally.expect("core", ("preemptions", "promotions", "demotions", "recomputed_tokens", "cached_tokens"))
+    tally.expect("core", ("swapped_out_blocks", "swapped_in_blocks", "evicted_blocks"))
     if with_faults:
         tally.expect("fault", (*KINDS, "executor lost with a plan in flight", "executor drained"))
         tally.expect("protocol", SPOILERS)

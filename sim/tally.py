@@ -11,7 +11,7 @@ from dataclasses import fields
 from scheduler_svc.core.snapshots import StatisticsSnapshot
 from sim.executor import Work
 
-LONG_RUN_CALL_STEPS = 150_000
+LONG_RUN_CALL_STEPS = 500_000
 """From this length on, everything that is due must have happened."""
 
 _GAUGES = {"policy", "live_calls", "open_programs"}
@@ -36,8 +36,10 @@ class Tally:
 
     def missing(self) -> list[str]:
         """What is due and has never happened; nothing while the run is short."""
-        if self.work.call_steps < LONG_RUN_CALL_STEPS:
-            return []
+        return [] if self.work.call_steps < LONG_RUN_CALL_STEPS else self.unseen()
+
+    def unseen(self) -> list[str]:
+        """What is due in a long run and has not happened yet."""
         return [name for name in self._due if not self.counts[name]]
 
     def add_statistics(self, statistics: StatisticsSnapshot) -> None:

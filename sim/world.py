@@ -20,7 +20,6 @@ from sim.agenda import Agenda
 from sim.broken import Broken, require
 from sim.executor import HeldCall, Pending, SimulatedExecutor, StepCost
 from sim.ledger import CallRecord, Ledger
-from sim.model import weights_of
 from sim.tally import Tally
 from sim.trace import Trace
 
@@ -57,6 +56,8 @@ class World:
         self.dirty = False
         """Whether something has happened since the last plans were made."""
         self.events = 0
+        self.swapped_before = (tally.work.blocks_swapped_out, tally.work.blocks_swapped_in)
+        """Blocks that were copied in the episodes before this one."""
         self.clock_error_s = 0.0
         """The next plans are asked for with a time that lies this far back."""
         self._check_every = check_every
@@ -217,8 +218,7 @@ class World:
             doomed += [record for record in self.ledger.live.values() if record.spec.model == spec.model]
         for record in doomed:
             record.may_fail.add("EXECUTOR_FAILED")
-        weights = weights_of(spec.model, spec.model_fingerprint)
-        executor = SimulatedExecutor(spec, weights=weights, cost=cost, work=self.tally.work)
+        executor = SimulatedExecutor(spec, cost=cost, work=self.tally.work)
         self.fingerprints[spec.model] = spec.model_fingerprint
         self._last_spec[spec.model] = spec
         self.attached[spec.executor_id] = executor
@@ -278,7 +278,7 @@ class World:
 
     # ── results ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _deliver(self, executor: SimulatedExecutor) -> None:
+    def deliver(self, executor: SimulatedExecutor) -> None:
         """The oldest result of an executor arrives, if the executor is still there."""
         if self.attached.get(executor.spec.executor_id) is not executor:
             return
@@ -348,7 +348,7 @@ class World:
         executor = self._executor(effect.executor_id)
         pending = executor.execute(effect.plan)
         executor.busy_until_s = max(executor.busy_until_s, self.now) + pending.busy_s
-        self.agenda.at(executor.busy_until_s, lambda: self._deliver(executor))
+        self.agenda.at(executor.busy_until_s, lambda: self.deliver(executor))
 
     def _close_executor(self, effect: ef.CloseExecutor) -> None:
         executor = self._executor(effect.executor_id)
