@@ -63,7 +63,7 @@ class StackOptions:
     """What to run."""
 
     model: LocalModel
-    policy: str = "plas"
+    policy: str = "atlas"
     executors: int = 1
     ports: StackPorts = StackPorts()
     max_num_seqs: int | None = None

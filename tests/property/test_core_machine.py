@@ -11,15 +11,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from scheduler_svc.core.config import Fit, ServiceUnit, Tie
 from scheduler_svc.core.effects import FinishReason
 from scheduler_svc.core.events import (
     CancelReason,
     ExecutorDrainRequested,
     FrontendLost,
+    PolicyChanged,
     ProgramCancelled,
     ProgramEnded,
 )
 from scheduler_svc.core.ids import ExecutorId, FrontendId, ProgramId
+from scheduler_svc.core.policies import POLICIES
 from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE, expected_output
 from tests.unit.scheduler_core.world import TENANT, World, executor_spec
 
@@ -51,6 +54,20 @@ calls = st.fixed_dictionaries(
         "frontend_id": st.sampled_from([FrontendId(name) for name in FRONTENDS]),
     }
 )
+policies = st.sampled_from(list(POLICIES))
+policy_changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "policy": policies,
+        "tie": st.sampled_from([*Tie]),
+        "service_unit": st.sampled_from([*ServiceUnit]),
+        "running_first": st.booleans(),
+        "fit": st.sampled_from([*Fit]),
+        "first_quantum_s": st.sampled_from([1.0, 3.0]),
+        "starvation_beta": st.sampled_from([None, 1.5]),
+        "preemption_grace_s": st.sampled_from([0.0, 0.05, 5.0]),
+    },
+)
 prompts = st.one_of(st.integers(1, 40), st.integers(1, 40).map(lambda length: SYSTEM_PROMPT[:length]))
 
 
@@ -58,7 +75,7 @@ class CoreMachine(RuleBasedStateMachine):
     """Rules are what may happen to a scheduler; `world` checks the invariants after each."""
 
     @initialize(
-        policy=st.sampled_from(["fcfs", "plas"]),
+        policy=policies,
         quantum_s=st.sampled_from([1.0, 3.0, 1000.0]),
         beta=st.sampled_from([None, 1.5, 10.0]),
         short=st.sampled_from([0, 10, 2048]),
@@ -116,6 +133,10 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(frontend=st.sampled_from(FRONTENDS[1:]))
     def lose_frontend(self, frontend: str) -> None:
         self.world.feed(FrontendLost(frontend_id=FrontendId(frontend)))
+
+    @rule(changes=policy_changes)
+    def change_policy(self, changes: dict[str, Any]) -> None:
+        assert self.world.feed(PolicyChanged(changes=changes)) == []
 
     # ── executors and time ──────────────────────────────────────────────────────────────────────────
 

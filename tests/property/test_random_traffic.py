@@ -27,7 +27,7 @@ class Traffic:
         pick = self.random.choice
         self.world = World(
             executors=(),
-            policy=pick(["fcfs", "plas", "plas"]),
+            policy=pick(["fcfs", "program_fcfs", "mlfq", "plas", "atlas", "gittins"]),
             first_quantum_s=pick([2.0, 10.0]),
             starvation_beta=pick([None, 3.0, 10.0]),
             short_prompt_tokens=pick([0, 8, 2048]),
