@@ -59,6 +59,18 @@ def test_on_a_chain_both_place_a_call_by_the_sum_of_those_before(policy: str) ->
         assert live(world, world.submit("p")).level == level, lengths
 
 
+def test_plas_counts_completed_calls_only() -> None:
+    """Priorities: t_k is known when call k has completed; calls that still run do not delay their siblings."""
+    world = wide_world(policy="plas")
+    world.open("p")
+    chain(world, 1)
+    world.submit("p", prompt=2, max_tokens=30)
+    for _ in range(20):
+        world.turn()
+    assert row(world).service_ps == 21 * PS_PER_S
+    assert live(world, world.submit("p")).level == 1
+
+
 def test_a_call_keeps_the_path_it_inherited() -> None:
     """Priorities: a call inherits the program's scalar on arrival; on completion the scalar becomes
     max(scalar, p(call) + t(call))."""
@@ -106,10 +118,13 @@ class TestNamedParents:
         world = wide_world()
         world.open("p")
         chain(world, 7)
-        root = world.submit("p", prompt=2, max_tokens=1)
-        for parents in (("stranger",), (root, "stranger")):
+        short = world.submit("p", prompt=2, max_tokens=1, parent_call_ids=("call-1",))
+        world.submit("p", prompt=2, max_tokens=20, parent_call_ids=("call-1",))
+        world.run()
+        assert row(world).path_service_ps == 27 * PS_PER_S
+        for parents, path_s in (((short,), 8), (("stranger",), 27), ((short, "stranger"), 27)):
             call = live(world, world.submit("p", prompt=2, parent_call_ids=parents))
-            assert call.entry_path == row(world).path
+            assert call.entry_path.service_ps == path_s * PS_PER_S
 
     def test_a_foreign_programs_call_is_unknown(self) -> None:
         world = wide_world()
