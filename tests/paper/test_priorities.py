@@ -60,7 +60,7 @@ def test_on_a_chain_both_place_a_call_by_the_sum_of_those_before(policy: str) ->
 
 
 def test_plas_counts_completed_calls_only() -> None:
-    """Priorities: t_k is known when call k has completed; calls that still run do not delay their siblings."""
+    """Priorities: t_k is known when call k has completed; calls that still run delay no siblings."""
     world = wide_world(policy="plas")
     world.open("p")
     chain(world, 1)
