@@ -2,13 +2,10 @@
 
 from scheduler_svc.core.kv.cache import KvCache
 from scheduler_svc.core.kv.content import NOTHING_FOUND, Found, Key, ProgramKey, private_key
-from scheduler_svc.core.kv.pool import NULL_BLOCK, BlockPool
 from svc_runtime.block_hashes import extend_hashes, root_hash
 
 __all__ = [
     "NOTHING_FOUND",
-    "NULL_BLOCK",
-    "BlockPool",
     "Found",
     "Key",
     "KvCache",

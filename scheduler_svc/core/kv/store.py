@@ -119,11 +119,8 @@ class Store:
         """A host block for a content of this standing and age; None: those that are there are worth more."""
         if self.host.plain:
             return self.host.plain.pop()
-        worst = self.host.worst()
-        if worst is None:
-            return None
-        worst_standing, content = worst
-        if (worst_standing, content.stamp) > (standing, stamp):
+        content = self.host.worst(standing, stamp)
+        if content is None:
             return None
         block = self._leave_host(content)
         if content.device is None:

@@ -45,8 +45,9 @@ class Lapsed:
             heap[:] = dict.fromkeys(entry for entry in heap if self._is_valid(standing, *entry))
             heapify(heap)
 
-    def oldest(self, standing: Standing) -> Content | None:
-        """The oldest content of that standing, ENDED or IDLE, that can be evicted.
+    def oldest(self, standing: Standing, before: int = NEVER) -> Content | None:
+        """The oldest content of that standing, ENDED or IDLE, that can be evicted; None: none is older than
+        `before`.
 
         For IDLE, all ENDED pairs must be settled: ask for the oldest ENDED one first.
         """
@@ -54,8 +55,9 @@ class Lapsed:
         while True:
             while heap and not self._is_valid(standing, *heap[0]):
                 heappop(heap)
-            if not self._retention.settle(standing, heap[0][0] if heap else NEVER):
-                return heap[0][1] if heap else None
+            oldest = min(heap[0][0], before) if heap else before
+            if not self._retention.settle(standing, oldest):
+                return heap[0][1] if oldest < before else None
 
     def listed(self) -> set[Content]:
         """The contents that will come up. Slow: for checks."""
@@ -168,16 +170,19 @@ class HostTier:
         """Whether a content lies here and is neither waited for nor read."""
         return content.host is not None and not content.pins and content.host not in self.reading
 
-    def worst(self) -> tuple[Standing, Content] | None:
-        """The content that goes first; None if none can."""
-        for standing in (Standing.ENDED, Standing.IDLE):
-            content = self.lapsed.oldest(standing)
+    def worst(self, standing: Standing, stamp: int) -> Content | None:
+        """The content that goes first, if it goes before one of this standing and age."""
+        for worse in (Standing.ENDED, Standing.IDLE):
+            if worse > standing:
+                return None
+            content = self.lapsed.oldest(worse, NEVER if worse < standing else stamp)
             if content is not None:
-                return standing, content
-        content = self._oldest()
-        return None if content is None else (Standing.LIVE, content)
+                return content
+        content = self._oldest() if standing is Standing.LIVE else None
+        return content if content is not None and content.stamp < stamp else None
 
     def _oldest(self) -> Content | None:
+        """The least recently used one, when none has lapsed."""
         heap = self._by_age
         while heap:
             stamp, content = heap[0]

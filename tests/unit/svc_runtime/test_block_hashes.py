@@ -45,3 +45,20 @@ def test_a_token_that_is_no_int32_leaves_the_hashes_alone() -> None:
 def test_half_a_digest_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 16 bytes, these 17"):
         unpack_digests(bytes(17))
+
+
+def test_equal_prefixes_share_hashes_up_to_the_first_difference() -> None:
+    left = unpack_digests(hash_prompt("acme", "", [*range(12)], 4))
+    right = unpack_digests(hash_prompt("acme", "", [*range(7), 99, *range(8, 12)], 4))
+    assert left[0] == right[0]
+    assert left[1] != right[1]
+    assert left[2] != right[2], "same tokens after another prefix are other KV"
+
+
+def test_tenants_and_salts_do_not_share() -> None:
+    salted = [("a", ""), ("b", ""), ("a", "s"), ("as", ""), ("", "as")]
+    assert len({hash_prompt(tenant, salt, [1, 2, 3, 4], 4) for tenant, salt in salted}) == len(salted)
+
+
+def test_token_boundaries_matter() -> None:
+    assert hash_prompt("acme", "", [1, 23], 2) != hash_prompt("acme", "", [12, 3], 2)
