@@ -125,11 +125,11 @@ def draw_policy_changes(random: Random, shape: Shape) -> dict[str, Any]:
 def _fit_together(random: Random, values: dict[str, Any], shape: Shape) -> dict[str, Any]:
     """Mends options that depend on each other.
 
-    With a quantum below what it takes to compute the longest call, calls that are promoted for starving or
-    that take turns may take each other's memory for ever, each time before anything new was computed: nothing
-    is promoted and nobody takes turns then.
+    Where recomputation is charged (seconds) and a quantum is below what it takes to compute the longest call,
+    calls that are promoted for starving or that take turns may take each other's memory for ever, each time
+    before anything new was computed: nothing is promoted and nobody takes turns then.
     """
-    if values["first_quantum_s"] < 1:
+    if values["service_unit"] is ServiceUnit.SECONDS and values["first_quantum_s"] < 1:
         values["starvation_beta"] = None
         values["tie"] = random.choice((Tie.PROGRAM_ARRIVAL, Tie.CALL_ARRIVAL))
     values["first_quantum_s"] *= shape.longest_prefill_s
