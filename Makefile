@@ -82,6 +82,10 @@ sim: setup ## Simulate the core in virtual time, with faults (SEED= STEPS= ARGS=
 bench-split: setup ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
 	$(PY) -m bench.split $(ARGS)
 
+.PHONY: bench-fleet
+bench-fleet: setup ## One scheduler, 32 simulated executors, 8192 calls, live -> bench/results/fleet.json
+	$(PY) -m bench.fleet $(ARGS)
+
 .PHONY: bench-swap
 bench-swap: setup ## Measure copies between the KV tiers against a plain memcpy -> bench/results/swap.json
 	$(PY) -m bench.swap $(ARGS)

@@ -181,9 +181,15 @@ def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
     return kinds[handler.request_streaming, handler.response_streaming](_refuse_peer)
 
 
-def open_channel(target: str, *, peer_token: str | None = None) -> grpc.aio.Channel:
-    """Opens a channel to `host:port`; with a token, every call made through it carries the token."""
-    channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+def open_channel(
+    target: str, *, peer_token: str | None = None, options: Sequence[tuple[str, Any]] = ()
+) -> grpc.aio.Channel:
+    """Opens a channel to `host:port`; with a token, every call made through it carries the token.
+
+    Args:
+        options: gRPC channel arguments besides those that all channels have.
+    """
+    channel = grpc.aio.insecure_channel(target, options=[*CHANNEL_OPTIONS, *options])
     return _PeerChannel(channel, peer_token) if peer_token else channel
 
 
