@@ -29,7 +29,7 @@ def test_the_hashes_of_strings_do_not_matter(trace: bytes, tmp_path: Path) -> No
 
 
 def test_looking_changes_nothing(trace: bytes, tmp_path: Path) -> None:
-    assert trace_of(tmp_path / "trace", "--seed", "8", "--check-every", "5") == trace
+    assert trace_of(tmp_path / "trace", "--seed", "8", "--check-every", "40") == trace
 
 
 def test_another_seed_tells_another_story(trace: bytes, tmp_path: Path) -> None:
