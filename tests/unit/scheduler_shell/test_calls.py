@@ -2,8 +2,10 @@
 
 import asyncio
 
+import structlog
+
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
-from svc_runtime.columns import unpack_i32
+from svc_runtime.columns import pack_i32, unpack_i32
 from tests.unit.scheduler_shell.conftest import Dial, Start
 from tests.unit.scheduler_shell.fake_executor import FakeExecutor, continuation
 from tests.unit.scheduler_shell.fake_frontend import FakeFrontend
@@ -144,3 +146,18 @@ async def test_drain_lets_live_calls_finish_and_refuses_new_ones(start: Start, d
     assert frontend.refused[2].reason == "SHUTTING_DOWN"
     assert frontend.refused[2].HasField("retry_after_s")
     assert frontend.tokens[1] == continuation([1, 2, 3], 2)
+
+
+async def test_a_call_s_line_counts_tokens_since_its_submission(start: Start, dial: Dial) -> None:
+    server = await start()
+    prompt = [1, 2, 3]
+    had = continuation(prompt, 3)
+    async with FakeExecutor(dial(server)), FakeFrontend(dial(server)) as frontend:
+        await frontend.open_program()
+        with structlog.testing.capture_logs() as lines:
+            await frontend.submit(1, prompt, output_token_ids=pack_i32(had), max_tokens=8)
+            await frontend.finish(1)
+            await until(lambda: any(line["event"] == "call_finished" for line in lines))
+    (line,) = (line for line in lines if line["event"] == "call_finished")
+    assert (line["prompt_tokens"], line["tokens"]) == (3, 8 - len(had))
+    assert had + frontend.tokens[1] == continuation(prompt, 8)

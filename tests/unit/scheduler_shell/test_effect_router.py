@@ -53,6 +53,7 @@ class Stage:
         frontends.add(self.frontend)
         self.metrics = SchedulerMetrics()
         self.call_log = CallLog(self.metrics)
+        self.frontends = frontends
         self.router = EffectRouter(executors, frontends, self.call_log)
         self.on_write: Callable[[], None] = lambda: None
         self.sent: list[str] = []
@@ -206,6 +207,28 @@ async def test_plans_and_outputs_leave_before_lines_are_written() -> None:
     assert stage.sent == ["plan", "outputs"]
     assert written_before == [0, 0]
     assert [line["call_id"] for line in lines] == [f"c{handle}" for handle in range(count)]
+
+
+async def test_a_line_does_not_go_before_the_outputs_of_another_frontend() -> None:
+    other = FrontendSession(
+        frontend_id=FrontendId("other#1"),
+        name="other",
+        backlog_bytes_max=1 << 20,
+        status=lambda _: pb.EngineStatus(),
+    )
+    async with Stage() as stage:
+        stage.frontends.add(other)
+        writer = asyncio.create_task(other.write_to(stage._write))
+        await asyncio.sleep(0)
+        stage.frontend.remember(call(stream_handle=0))
+        with structlog.testing.capture_logs() as lines:
+            stage.on_write = lambda: written_before.append(len(lines))
+            written_before: list[int] = []
+            tokens = EmitTokens(frontend_id=other.frontend_id, handles=[1], tokens=[5])
+            stage.router.carry_out([end_of(0), tokens])
+            await until(lambda: lines)
+        writer.cancel()
+    assert written_before == [0, 0]
 
 
 async def test_lines_that_are_left_at_the_end_are_written() -> None:
