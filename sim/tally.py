@@ -14,7 +14,7 @@ from sim.executor import Work
 LONG_RUN_CALL_STEPS = 500_000
 """From this length on, everything that is due must have happened."""
 
-_GAUGES = {"policy", "live_calls", "open_programs"}
+_GAUGES = {"policy", "live_calls", "open_programs", "waiting_programs"}
 
 
 class Tally:
