@@ -211,7 +211,8 @@ class Lifecycle:
 
         Args:
             step_ps: Picoseconds that the step took.
-            cost_ps: Price of the tokens by which the step advanced the call; recomputation is not in it.
+            cost_ps: Price of the tokens by which the step advanced the call; recomputation is not in it. A
+                step that only recomputed uses up no quantum in either unit.
         """
         program = call.program
         call.service_ps += step_ps
@@ -219,7 +220,7 @@ class Lifecycle:
         call.cost_ps += cost_ps
         program.cost_ps += cost_ps
         level = call.level
-        used_ps = cost_ps if self._policy.unit is ServiceUnit.COST else step_ps
+        used_ps = cost_ps if self._policy.unit is ServiceUnit.COST or not cost_ps else step_ps
         if use_quantum(call, used_ps, self._policy):
             self._counters.demotions += call.level > level
             _placed(call).queue.to_tail(call)

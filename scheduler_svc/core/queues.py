@@ -17,6 +17,8 @@ Source: Autellix Alg. 1, with these traps resolved:
   service that the program is charged for is never lost;
 - what is waited and used since the promotion is counted of program and call alike: if only the call began
   anew, a call of a long program would wait beta times its program's service for every further quantum;
+- steps that only recompute what was dropped use up no quantum: calls whose prompts take longer than it would
+  else push each other out of memory for ever;
 - a call or program without any service does not divide by zero: it starves at once, if it is not in Q1;
 - a call that finishes leaves its queue whatever becomes of its quantum: the finished branch does not fall
   through;

@@ -156,3 +156,25 @@ def test_what_a_lost_executor_held_is_computed_again(change: Callable[[World], o
     world.run()
     assert world.core.statistics().recomputed_tokens > 0
     assert_right_outputs(world)
+
+
+def test_recomputing_uses_up_no_quantum() -> None:
+    """Else calls whose prompts take longer than a quantum would push each other out of memory for ever."""
+    world = world_of(kv=KvPreempted.DROP, plans=1, max_num_seqs=1, quantum_s=2.5, prefix_caching=False)
+    world.open("long")
+    long = world.submit("long", prompt=48, max_tokens=6)
+    for _ in range(4):
+        world.turn()
+    world.open("short")
+    world.submit("short", prompt=3, max_tokens=1)
+    world.turn()
+    call = world.core.registry.live(long)
+    assert call is not None
+    assert call.preemptions == 1
+    level, used_ps, service_ps = call.level, call.quantum_used_ps, call.service_ps
+    for _ in range(3):
+        world.turn()
+    assert call.service_ps > service_ps, "the time is booked"
+    assert (call.level, call.quantum_used_ps) == (level, used_ps)
+    world.run()
+    assert_right_outputs(world)
