@@ -2,7 +2,8 @@
 
 Its "model" is a hash chain: the KV of a position is a digest of all tokens up to it, computed from the KV of
 the position before, which is read through the block table. The next token is a function of that digest. So a
-token comes out right only if every block that the plan pointed to held what it should.
+token comes out right only if every block that the plan pointed to held what it should. The chain begins with
+tenant and salt: KV that crosses from one to another is wrong as well, although a real model would not notice.
 """
 
 from collections import deque
@@ -21,6 +22,11 @@ def digest_of(previous: int, token: int) -> int:
     return crc32(token.to_bytes(4, "little"), previous)
 
 
+def root_of(spec: CallSpec) -> int:
+    """What the chain of a call begins with."""
+    return crc32(f"{spec.tenant}\0{spec.cache_salt}".encode())
+
+
 def token_after(digest: int) -> int:
     """The token that the model samples after a position."""
     return digest % VOCAB_SIZE
@@ -28,7 +34,7 @@ def token_after(digest: int) -> int:
 
 def expected_output(spec: CallSpec) -> list[int]:
     """What `spec` generates when nothing ever disturbs it, stop tokens applied."""
-    digest = 0
+    digest = root_of(spec)
     for token in [*spec.prompt_token_ids, *spec.output_token_ids]:
         digest = digest_of(digest, token)
     output = list(spec.output_token_ids)
@@ -135,7 +141,7 @@ class ObedientExecutor:
         assert end <= len(call.tokens), "the plan computes tokens that do not exist"
         assert end < self.spec.max_model_len
         for position in range(call.computed, end):
-            before = self._read(call, position - 1) if position else 0
+            before = self._read(call, position - 1) if position else root_of(call.spec)
             digest = digest_of(before, call.tokens[position])
             self._write(call, position, digest)
         call.computed = end
