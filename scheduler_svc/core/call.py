@@ -23,6 +23,7 @@ from scheduler_svc.core.prices import PS_PER_S
 if TYPE_CHECKING:
     from scheduler_svc.core.call_kv import KeptKv
     from scheduler_svc.core.executor import Executor
+    from scheduler_svc.core.lane import Seat
     from scheduler_svc.core.process_table import Program
     from scheduler_svc.core.queues import Standing
 
@@ -56,6 +57,9 @@ class Call:
     """Rows of it in plans whose result has not come."""
     sampling: int = 0
     """Those of them that sample a token."""
+
+    seat: "Seat | None" = None
+    """Its place in the columns of its executor; while that is steady, the lane knows how far the call is."""
 
     # ── its place in the queue ──
     level: int = 0

@@ -69,6 +69,15 @@ class Admission(Enum):
     """Those that fit beside the KV of the live programs; the others wait."""
 
 
+class PlannerKind(Enum):
+    """How plans are made; the plans are the same."""
+
+    COLUMNAR = "columnar"
+    """Steady rows are columns: cheap."""
+    PLAIN = "plain"
+    """Every row is an object: the oracle of the other one."""
+
+
 class BadOption(ValueError):
     """A setting has a value that it cannot have; the message names setting, limit and value."""
 
@@ -115,6 +124,8 @@ class CoreConfig:
     admission: Admission = Admission.NONE
     idle_kv_s: float = 30.0
     """A program without live calls for this long has its KV evicted next after that of ended ones. >= 0."""
+
+    planner: PlannerKind = PlannerKind.COLUMNAR
 
     short_prompt_tokens: int = 2048
     """Prompts up to this length go to the least used executor. >= 0."""

@@ -19,14 +19,16 @@ from typing import Any
 from scheduler_svc.core import events as ev
 from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState
-from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig
+from scheduler_svc.core.columnar_planner import ColumnarPlanner
+from scheduler_svc.core.columnar_results import ColumnarReader
+from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig, PlannerKind
 from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import CloseExecutor, Effect, RefuseCall
 from scheduler_svc.core.errors import ProtocolBroken, Refused
 from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, TenantId
-from scheduler_svc.core.lifecycle import CallTimer, Lifecycle
+from scheduler_svc.core.lifecycle import CallTimer, Lifecycle, bring_up_to_date
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policies import make_policy
 from scheduler_svc.core.process_table import ProcessTable, Program
@@ -74,13 +76,21 @@ class Core:
             open_programs_max=config.open_programs_max, recent_programs_max=config.recent_programs_max
         )
         self.policy = make_policy(config, self.table.history)
-        self.fleet = Fleet(self.policy, short_prompt_tokens=config.short_prompt_tokens)
+        columnar = config.planner is PlannerKind.COLUMNAR
+        self.fleet = Fleet(self.policy, short_prompt_tokens=config.short_prompt_tokens, columnar=columnar)
         self.registry = CallRegistry(unacknowledged_calls_max=config.unacknowledged_calls_max)
         self.lifecycle = Lifecycle(
             config, self.policy, self.table, self.fleet, self.registry, self.counters, self._outbox
         )
-        self._planner = Planner(self.lifecycle, self._outbox)
-        self._results = ResultReader(self.lifecycle, self.counters, self._outbox)
+        results = ResultReader(self.lifecycle, self.counters, self._outbox)
+        self._planner: Planner | ColumnarPlanner
+        self._results: ResultReader | ColumnarReader
+        if columnar:
+            self._planner = ColumnarPlanner(self.lifecycle, self._outbox)
+            self._results = ColumnarReader(results, self.lifecycle, self.counters, self._outbox)
+        else:
+            self._planner = Planner(self.lifecycle, self._outbox)
+            self._results = results
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.ProgramOpened: self._program_opened,
             ev.ProgramEnded: self._program_ended,
@@ -216,6 +226,7 @@ class Core:
         fail."""
         calls = list(executor.calls.values())
         executor.lost = True
+        bring_up_to_date(calls)
         for call in calls:
             call.losses += call.in_flight > 0
             self.lifecycle.requeue(call, self._now)
@@ -316,6 +327,7 @@ class Core:
         return None if program is None else self._snapshot_of(program)
 
     def _snapshot_of(self, program: Program) -> ProgramSnapshot:
+        bring_up_to_date(program.live_calls.values())
         return program_snapshot(
             program, self.fleet, self._now, entry_level=self.lifecycle.entry_level(program)
         )

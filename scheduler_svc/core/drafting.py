@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 
 from scheduler_svc.core import call_kv
 from scheduler_svc.core.call import Call
-from scheduler_svc.core.executor import Executor, Misfit, PlannedRow
+from scheduler_svc.core.executor import Executor, Misfit
 from scheduler_svc.core.ids import BlockId
 from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.planned import PlannedRow
 from scheduler_svc.core.prices import PS_PER_S
 
 _MISFIT_STEPS = 16
@@ -129,6 +130,7 @@ class Drafter:
         victims: list[Call] = []
         given_up: Counter[BlockId] = Counter()
         for victim in executor.queue.running_after(call):
+            executor.bring_up_to_date(victim)
             if victim.awaits_last_token or (blocks_short <= 0 and victim.ran_ps < grace_ps):
                 continue
             victims.append(victim)
@@ -146,9 +148,7 @@ class Drafter:
         handle = call.handle
         assert handle is not None, "a running call has a handle"
         samples = call.planned + count == call.known
-        draft.rows[call] = PlannedRow(
-            call=call, handle=handle, start=call.planned, count=count, samples=samples
-        )
+        draft.rows[call] = PlannedRow(call, handle, call.planned, count, samples)
         call.planned += count
         call.in_flight += 1
         call.sampling += samples

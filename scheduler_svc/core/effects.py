@@ -82,7 +82,7 @@ class EmitTokens:
     """Pass one step's tokens to a frontend. The columns have the same length."""
 
     frontend_id: FrontendId
-    handles: Sequence[StreamHandle]
+    handles: Sequence[int]
     tokens: Sequence[int]
     payloads: Mapping[int, bytes] = field(default_factory=dict)
     """index into `handles` -> opaque logprobs."""

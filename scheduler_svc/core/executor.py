@@ -14,36 +14,13 @@ from scheduler_svc.core.events import ExecutorSpec
 from scheduler_svc.core.ids import CallHandle, CallId, ExecutorId
 from scheduler_svc.core.kv import KvCache
 from scheduler_svc.core.kv_choice import KvChoice, choose_kv
+from scheduler_svc.core.lane import Lane
+from scheduler_svc.core.planned import PlannedRow, StepInFlight
 from scheduler_svc.core.policies import Policy
 from scheduler_svc.core.prices import Prices
 from scheduler_svc.core.queues import MultilevelQueue
-from scheduler_svc.core.step_cost import StepCostModel, StepFeatures
+from scheduler_svc.core.step_cost import StepCostModel
 from scheduler_svc.core.working_set import WorkingSetGate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRow:
-    """One call's share of a plan in flight."""
-
-    call: Call
-    handle: CallHandle
-    start: int
-    """Leading tokens computed before."""
-    count: int
-    """Tokens computed by this row. > 0."""
-    samples: bool
-    """Whether it reaches the newest token, and so samples the next one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInFlight:
-    """A plan whose result has not come."""
-
-    step: int
-    rows: dict[CallHandle, PlannedRow]
-    """In plan order."""
-    features: StepFeatures
-    """What it computes, for the step-cost model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +61,22 @@ class Executor:
     lost: bool = False
     """Its stream has ended: what its blocks hold is of no use."""
     misfit: Misfit | None = None
+    lane: Lane | None = None
+    """Its steady rows; None: the plain planner has none."""
 
     @classmethod
-    def attach(cls, spec: ExecutorSpec, policy: Policy) -> "Executor":
-        """A fresh executor."""
+    def attach(cls, spec: ExecutorSpec, policy: Policy, *, columnar: bool = False) -> "Executor":
+        """A fresh executor.
+
+        Args:
+            columnar: Whether its planner works on columns.
+        """
         kv = KvCache(device_blocks=spec.num_blocks, host_blocks=spec.host_blocks)
         costs = StepCostModel(block_bytes=spec.block_bytes, step_tokens=spec.max_num_batched_tokens)
         gate = WorkingSetGate(kv, lambda tokens: -(-tokens // spec.block_size))
         executor = cls(spec, MultilevelQueue(policy), kv, gate, costs, costs.prices())
         executor.reprice()
+        executor.lane = Lane(executor) if columnar else None
         return executor
 
     @property
@@ -108,8 +92,12 @@ class Executor:
         return -(-tokens // self.spec.block_size)
 
     def reprice(self) -> None:
-        """Takes the cost model's newest prices over."""
+        """Takes the cost model's newest prices over. What was used so far was at the old ones."""
+        if self.lane is not None:
+            self.lane.refresh_all(self.calls.values())
         self.prices = self.costs.prices()
+        if self.lane is not None:
+            self.lane.rearm_all()
         self.kv.move_to_host = self._is_worth_moving()
 
     def _is_worth_moving(self) -> bool:
@@ -137,6 +125,15 @@ class Executor:
     def holds(self, row: PlannedRow) -> bool:
         """Whether the call of a planned row is still here: not ended, not moved since the plan."""
         return self.by_handle.get(row.handle) is row.call
+
+    def bring_up_to_date(self, call: Call) -> None:
+        """Makes the call's record say how far the call is: a steady row does not book its steps there."""
+        if self.lane is not None:
+            self.lane.refresh_all((call,))
+
+    def rows_of(self, step: StepInFlight) -> dict[CallHandle, PlannedRow]:
+        """All rows of a plan in flight, in plan order. To look at: slow with columns."""
+        return step.rows if self.lane is None else self.lane.rows_of(step)
 
     def was_given(self, handle: CallHandle) -> bool:
         """Whether `handle` ever named a call here."""

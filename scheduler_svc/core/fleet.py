@@ -20,9 +20,10 @@ from scheduler_svc.core.policies import Policy
 class Fleet:
     """Executors by id; known models; unplaced calls."""
 
-    def __init__(self, policy: Policy, *, short_prompt_tokens: int) -> None:
+    def __init__(self, policy: Policy, *, short_prompt_tokens: int, columnar: bool) -> None:
         self._policy = policy
         self._short_prompt_tokens = short_prompt_tokens
+        self._columnar = columnar
         self._executors: dict[ExecutorId, Executor] = {}
         self._last_spec: dict[str, ExecutorSpec] = {}
         """model -> the newest registration, kept when its executors are gone."""
@@ -73,7 +74,7 @@ class Fleet:
     def attach(self, spec: ExecutorSpec) -> Executor:
         """Adds an executor whose id is free."""
         assert spec.executor_id not in self._executors, "the former registration must be lost first"
-        executor = Executor.attach(spec, self._policy)
+        executor = Executor.attach(spec, self._policy, columnar=self._columnar)
         self._executors[spec.executor_id] = executor
         self._last_spec[spec.model] = spec
         return executor

@@ -7,6 +7,7 @@ from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.core import Core
 from scheduler_svc.core.executor import Executor
+from scheduler_svc.core.lifecycle import bring_up_to_date
 
 
 def check(core: Core) -> None:
@@ -14,6 +15,7 @@ def check(core: Core) -> None:
 
     Raises: AssertionError that names what broke.
     """
+    bring_up_to_date(core.registry.all_live())
     core.table.check()
     _check_registry(core)
     _check_level_counts(core)
@@ -48,11 +50,12 @@ def _check_executor(executor: Executor) -> None:
     ordered = list(executor.queue.walk())
     assert len(ordered) == len(executor.queue) == len(set(ordered)), "a call is queued twice"
     assert [call.level for call in ordered] == sorted(call.level for call in ordered)
-    for step in executor.in_flight:
-        assert len(step.rows) <= spec.max_num_seqs
-        assert sum(row.count for row in step.rows.values()) <= spec.max_num_batched_tokens
+    in_flight = [executor.rows_of(step) for step in executor.in_flight]
+    for batch in in_flight:
+        assert len(batch) <= spec.max_num_seqs
+        assert sum(row.count for row in batch.values()) <= spec.max_num_batched_tokens
     for call in executor.calls.values():
-        rows = [step.rows[call.handle] for step in executor.in_flight if call.handle in step.rows]
+        rows = [batch[call.handle] for batch in in_flight if call.handle in batch]
         assert call.in_flight == len(rows), f"{call.spec.call_id}: rows in flight"
         assert call.sampling == sum(row.samples for row in rows)
         if call.state is CallState.RUNNING:

@@ -10,6 +10,7 @@ events submit, cancel and fail: all of them through here.
 """
 
 from array import array
+from collections.abc import Iterable
 from enum import Enum
 
 from scheduler_svc.core import call_kv
@@ -86,6 +87,8 @@ class Lifecycle:
         check_call(spec, program, self._fleet.specs_of(spec.model))
         call = self._enter(spec, program, now)
         self._registry.add(call)
+        if spec.parent_call_ids or self._policy.reads_live_service:
+            bring_up_to_date(program.live_calls.values())
         program.call_arrived(call, now)
         call.level = self._policy.level_at_arrival(call)
         self.programs.call_arrived(program)
@@ -195,6 +198,7 @@ class Lifecycle:
         """Takes a running call out of the batch; its KV is kept as long as nobody needs the memory more.
         Results in flight still count."""
         executor = _placed(call)
+        _leave_columns(call)
         call_kv.leave(executor, call, self.config.kv_preempted)
         call.forget_kv()
         self._turn(call, Trigger.PREEMPT, now)
@@ -231,6 +235,9 @@ class Lifecycle:
         else of a call changes; who runs is for the next plans to say."""
         self.config = config
         self._policy = policy
+        for executor in self._fleet:
+            if executor.lane is not None:
+                executor.lane.disband()
         for call in self._registry.all_live():
             call.level = policy.level_at_arrival(call)
             call.quantum_used_ps = 0
@@ -296,12 +303,14 @@ class Lifecycle:
 
     def requeue(self, call: Call, now: float) -> None:
         """Takes a live call off its executor with all of its tokens; the caller dispatches it again."""
+        _leave_columns(call)
         _placed(call).drop(call)
         self.call_timers.drop((CallTimer.STARVATION, call.spec.call_id))
         if call.state is not CallState.QUEUED:
             self._turn(call, Trigger.REQUEUE, now)
 
     def _end(self, call: Call, trigger: Trigger, now: float) -> None:
+        _leave_columns(call)
         self._turn(call, trigger, now)
         if call.executor is None:
             self._fleet.unplaced.pop(call.spec.call_id, None)
@@ -311,6 +320,8 @@ class Lifecycle:
             self.call_timers.drop((kind, call.spec.call_id))
         self._registry.mark_ended(call)
         program = call.program
+        if call.path_parents:
+            bring_up_to_date(program.live_calls.values())
         program.call_ended(call, now)
         if not program.live_calls:
             self.programs.became_quiet(program, now)
@@ -353,3 +364,17 @@ class Lifecycle:
 def _placed(call: Call) -> Executor:
     assert call.executor is not None, "the call is on no executor"
     return call.executor
+
+
+def bring_up_to_date(calls: Iterable[Call]) -> None:
+    """Makes the records of live calls say what they have used; steady rows do not book each step there."""
+    for call in calls:
+        if call.seat is not None:
+            _placed(call).bring_up_to_date(call)
+
+
+def _leave_columns(call: Call) -> None:
+    """Brings the record of a call up to date that is about to leave the batch, and frees its seat."""
+    executor = call.executor
+    if executor is not None and executor.lane is not None and call.state is CallState.RUNNING:
+        executor.lane.drop(call)

@@ -22,9 +22,10 @@ from scheduler_svc.core.columns import Column
 from scheduler_svc.core.config import Fit
 from scheduler_svc.core.drafting import Draft, Drafter
 from scheduler_svc.core.effects import Effect, Plan, SendPlan
-from scheduler_svc.core.executor import Executor, PlannedRow, StepInFlight
+from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.ids import BlockId
 from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.planned import PlannedRow, StepInFlight
 from scheduler_svc.core.step_cost import StepFeatures
 
 BACKFILL_TRIES = 8
@@ -70,7 +71,7 @@ class Planner:
     def _admit_before(self, draft: Draft, running: Call | None, now: float) -> None:
         """Admits waiting calls, in order, that go before a running one (None: all)."""
         while draft.admitting:
-            call = next(_able(draft), None)
+            call = first_able(draft)
             if call is None or (running is not None and not draft.executor.queue.goes_before(call, running)):
                 return
             if self._drafter.admit(draft, call, now):
@@ -103,13 +104,12 @@ class Planner:
         self._outbox.append(SendPlan(executor_id=executor.executor_id, plan=plan))
 
 
-def _able(draft: Draft) -> Iterator[Call]:
-    """Waiting calls that may be started in this plan, in order."""
-    return (
-        call
-        for call in draft.executor.queue.waiting()
-        if call.in_flight == 0 and call not in draft.preempted and call not in draft.passed
-    )
+def first_able(draft: Draft) -> Call | None:
+    """The first waiting call that may be started in this plan."""
+    for call in draft.executor.queue.waiting():
+        if call.in_flight == 0 and call not in draft.preempted and call not in draft.passed:
+            return call
+    return None
 
 
 def _features_of(rows: list[PlannedRow]) -> StepFeatures:

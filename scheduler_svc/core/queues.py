@@ -53,6 +53,11 @@ class MultilevelQueue:
         self._waiting: SortedDict[QueueKey, Call] = SortedDict()
         self._running: SortedDict[QueueKey, Call] = SortedDict()
 
+    @property
+    def policy(self) -> Policy:
+        """What orders the calls."""
+        return self._policy
+
     # ── counts ──────────────────────────────────────────────────────────────────────────────────────
 
     def __len__(self) -> int:
@@ -154,7 +159,7 @@ class MultilevelQueue:
 
     def running_after(self, call: Call) -> Iterator[Call]:
         """Running calls that come after `call`, the last of all first: those it may displace."""
-        key = self._displacing_key(call)
+        key = self.displacing_key(call)
         for other_key in reversed(self._running):
             if other_key <= key:
                 return
@@ -163,9 +168,9 @@ class MultilevelQueue:
     def goes_before(self, waiting: Call, running: Call) -> bool:
         """Whether a waiting call is served before a running one."""
         assert running.queue_key is not None, "the call is in no queue"
-        return self._displacing_key(waiting) < running.queue_key
+        return self.displacing_key(waiting) < running.queue_key
 
-    def _displacing_key(self, call: Call) -> QueueKey:
+    def displacing_key(self, call: Call) -> QueueKey:
         """Running calls with a larger key come after `call`."""
         assert call.queue_key is not None, "the call is in no queue"
         if call.state is not CallState.RUNNING and self._policy.running_first:

@@ -14,9 +14,10 @@ from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import Effect, EmitTokens, FinishReason
 from scheduler_svc.core.errors import ProtocolBroken
 from scheduler_svc.core.events import StepCompleted
-from scheduler_svc.core.executor import Executor, PlannedRow, StepInFlight
+from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.ids import CallHandle, FrontendId, StreamHandle
 from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.planned import PlannedRow, StepInFlight
 from scheduler_svc.core.prices import PS_PER_S, Prices
 from scheduler_svc.core.refusals import executor_failed
 
@@ -65,7 +66,7 @@ class ResultReader:
         tokens = dict(zip(result.handles, result.tokens, strict=True))
         columns = TokenColumns()
         endings = self._apply_rows(executor, step, tokens, result, columns, now)
-        _learn(executor, step, result)
+        learn_from(executor, step, result)
         self._outbox.extend(columns.effects())
         for call, reason, stop_token_id in endings:
             self._lifecycle.finish(call, now, reason, stop_token_id)
@@ -88,17 +89,41 @@ class ResultReader:
         for row in step.rows.values():
             if not executor.holds(row):
                 continue
-            cost_ps = useful_cost_ps(row, executor.prices)
-            self._settle_row(executor, row, failed=row.handle in result.failures)
-            self._lifecycle.charge(row.call, step_ps, cost_ps, now)
-            if row.handle in tokens:
-                token = tokens[row.handle]
-                self._append(row.call, token)
+            token = tokens.get(row.handle)
+            failed = row.handle in result.failures
+            ending = self.apply_row(executor, row, now, token=token, failed=failed, step_ps=step_ps)
+            if token is not None:
                 columns.add(row.call, token, result.payloads.get(row.handle))
-                ending = stop_reason(row.call, token)
-                if ending is not None:
-                    endings.append((row.call, *ending))
+            if ending is not None:
+                endings.append(ending)
         return endings
+
+    def apply_row(
+        self,
+        executor: Executor,
+        row: PlannedRow,
+        now: float,
+        *,
+        token: int | None,
+        failed: bool = False,
+        step_ps: int,
+    ) -> Ending | None:
+        """Applies one row of a call that is still here.
+
+        Args:
+            token: What it sampled, if anything.
+            step_ps: What the step took.
+
+        Returns: how the call ends, if its token ends it; the caller ends it.
+        """
+        cost_ps = useful_cost_ps(row, executor.prices)
+        self._settle_row(executor, row, failed=failed)
+        self._lifecycle.charge(row.call, step_ps, cost_ps, now)
+        if token is None:
+            return None
+        self._append(row.call, token)
+        ending = stop_reason(row.call, token)
+        return None if ending is None else (row.call, *ending)
 
     def _settle_row(self, executor: Executor, row: PlannedRow, *, failed: bool) -> None:
         """Books that a row's plan is done; its KV counts only while the call holds it."""
@@ -143,7 +168,7 @@ def useful_cost_ps(row: PlannedRow, prices: Prices) -> int:
     return cost_ps + prices.decode_ps(prompt_end, end) if row.samples else cost_ps
 
 
-def _learn(executor: Executor, step: StepInFlight, result: StepCompleted) -> None:
+def learn_from(executor: Executor, step: StepInFlight, result: StepCompleted) -> None:
     """Tells the executor's cost model how long the step took."""
     executor.costs.observe(step.features, result.step_s)
     if result.swap_bytes:

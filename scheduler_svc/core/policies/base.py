@@ -80,6 +80,8 @@ class Policy(Protocol):
     unit: ServiceUnit
     """Which counters it reads."""
     levels: LevelTable
+    reads_live_service: bool
+    """Whether it looks at what live calls have used so far, besides the call that it is asked about."""
     running_first: bool
     """Whether a running call keeps its seat against the waiting ones of its own level. False: the order alone
     decides."""
@@ -114,6 +116,8 @@ class Policy(Protocol):
 class LevelPolicy:
     """What policies with levels have in common; `level_at_arrival` and `level_of_next` make the
     difference."""
+
+    reads_live_service = False
 
     def __init__(self, config: CoreConfig) -> None:
         self.unit = config.service_unit

@@ -19,6 +19,7 @@ class Fcfs:
     """One level, in order of call arrival, whatever the options say: that is what the name promises."""
 
     name = "fcfs"
+    reads_live_service = False
     running_first = True
 
     def __init__(self, config: CoreConfig) -> None:

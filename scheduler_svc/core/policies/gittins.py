@@ -32,6 +32,7 @@ class Gittins(LevelPolicy):
     """K levels by Gittins rank."""
 
     name = "gittins"
+    reads_live_service = True
 
     def __init__(self, config: CoreConfig, history: ServiceHistory) -> None:
         super().__init__(config)

@@ -179,7 +179,7 @@ class World:
         """Call ids of the newest plan, in batch order."""
         executor = self.core.fleet.get(ExecutorId(executor_id))
         assert executor is not None
-        return [row.call.spec.call_id for row in executor.in_flight[-1].rows.values()]
+        return [row.call.spec.call_id for row in executor.rows_of(executor.in_flight[-1]).values()]
 
     # ── effects ─────────────────────────────────────────────────────────────────────────────────────
 

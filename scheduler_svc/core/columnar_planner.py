@@ -1,0 +1,222 @@
+"""Fills an executor's next step at the cost of what changes: the planner of `lane`.
+
+It makes the plans of the plain planner (`planner`), the oracle, with the same moves (`drafting`) in the same
+order. Only *needy* calls are gone through:
+
+- rows of the lane that enter a new block: most get it and stay in the lane;
+- running calls that are not in the lane: prompts, calls that joined, calls that sat a step out;
+- waiting calls, as far as they fit.
+
+All other rows of the lane are in the plan without being looked at: they change nothing that a needy one could
+see, so that it does not matter when they would have had their turn. The decode tokens of the lane are set
+aside in one subtraction.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+from scheduler_svc.core.call import Call
+from scheduler_svc.core.call_states import CallState
+from scheduler_svc.core.columns import EMPTY, Column
+from scheduler_svc.core.config import Fit
+from scheduler_svc.core.drafting import Draft, Drafter
+from scheduler_svc.core.effects import Effect, Plan, SendPlan
+from scheduler_svc.core.executor import Executor
+from scheduler_svc.core.ids import BlockId
+from scheduler_svc.core.lane import Batch, Lane, Seat
+from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow
+from scheduler_svc.core.planner import BACKFILL_TRIES, first_able
+from scheduler_svc.core.queues import QueueKey
+from scheduler_svc.core.step_cost import StepFeatures
+
+Needy = list[tuple[QueueKey, Call]]
+"""In the order of the queue."""
+
+
+class ColumnarPlanner:
+    """Makes plans for executors with a lane, one at a time."""
+
+    def __init__(self, lifecycle: Lifecycle, outbox: list[Effect]) -> None:
+        self._lifecycle = lifecycle
+        self._drafter = Drafter(lifecycle)
+        self._outbox = outbox
+
+    def plan(self, executor: Executor, now: float) -> bool:
+        """As `Planner.plan`."""
+        lane = executor.lane
+        assert lane is not None, "the executor has no lane"
+        if not executor.can_take_plan:
+            return False
+        lane.retire_before(executor.next_step)
+        draft = self._fill(executor, lane, now)
+        if not lane.rows and not draft.rows:
+            has_news = executor.to_release or executor.kv.swaps_pending
+            if executor.in_flight or not has_news:
+                return False
+        self._send(draft, lane)
+        return True
+
+    # ── who gets what ───────────────────────────────────────────────────────────────────────────────
+
+    def _fill(self, executor: Executor, lane: Lane, now: float) -> Draft:
+        loose = [call for call in lane.loose if not call.awaits_last_token] if lane.loose else ()
+        decoding = lane.rows + sum(call.is_decoding for call in loose)
+        draft = Draft(executor, executor.spec.max_num_batched_tokens - decoding)
+        entering = lane.entering_blocks(executor.next_step)
+        if loose or executor.queue.waiting_count or executor.kv.available < len(entering):
+            self._go_through(draft, lane, _merged(loose, entering), now)
+        else:
+            _give_blocks(draft, entering)
+        return draft
+
+    def _go_through(self, draft: Draft, lane: Lane, needy: Needy, now: float) -> None:
+        """Each in its turn: a waiting call before the first running one that it goes before."""
+        done = 0
+        while draft.admitting and (call := first_able(draft)) is not None:
+            before = bisect_right(needy, draft.executor.queue.displacing_key(call), done, key=_key_of)
+            self._proceed(draft, lane, needy[done:before], now)
+            done = before
+            if not self._drafter.admit(draft, call, now):
+                draft.passed.add(call)
+                backfills = self._lifecycle.config.fit is Fit.BACKFILL
+                draft.admitting = backfills and len(draft.passed) <= BACKFILL_TRIES
+        self._proceed(draft, lane, needy[done:], now)
+
+    def _proceed(self, draft: Draft, lane: Lane, needy: Needy, now: float) -> None:
+        for _, call in needy:
+            if call.state is CallState.RUNNING and not self._stays_steady(draft, lane, call):
+                self._drafter.proceed(draft, call, now)
+
+    def _stays_steady(self, draft: Draft, lane: Lane, call: Call) -> bool:
+        """Gives a steady row, or one that becomes steady now, the block that it needs; False: the call is to
+        be treated as an object."""
+        executor, seat = draft.executor, call.seat
+        if seat is not None and seat.steady:
+            if not executor.kv.available:
+                lane.leave(call)
+                return False
+            missing = 1
+        else:
+            if not lane.may_enter(call, executor.next_step):
+                return False
+            missing = executor.blocks_for(call.planned + 1) - len(call.blocks)
+            if missing > executor.kv.available:
+                return False
+            lane.enter(call, executor.next_step)
+        if missing:
+            draft.new_blocks[call] = taken = executor.kv.take(missing)
+            call.blocks += taken
+        return True
+
+    # ── the plan ────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, draft: Draft, lane: Lane) -> None:
+        executor = draft.executor
+        joined = _arrange(draft, lane) if lane.loose or draft.rows else ()
+        batch = lane.order.batch()
+        rows = list(draft.rows.values())
+        step = executor.next_step
+        executor.in_flight.append(
+            ColumnsInFlight(
+                step,
+                {row.handle: row for row in rows},
+                _features_of(lane, step, rows),
+                batch,
+                _samplers_of(batch, lane, rows),
+            )
+        )
+        executor.next_step = step + 1
+        swap_out, swap_in = executor.kv.drain_swaps() if executor.kv.swaps_pending else ((), ())
+        row_of = batch.row_of
+        plan = Plan(
+            step=step,
+            handles=batch.handles,
+            chunks={int(row_of[row.slot]): row.count for row in rows if row.count != 1},
+            joined={int(row_of[row.slot]): row.start for row in joined},
+            blocks=_blocks_to_tell(draft, batch, joined),
+            released=Column.of(executor.to_release) if executor.to_release else EMPTY,
+            swap_out=swap_out,
+            swap_in=swap_in,
+        )
+        executor.to_release.clear()
+        self._outbox.append(SendPlan(executor_id=executor.executor_id, plan=plan))
+
+
+def _key_of(entry: tuple[QueueKey, Call]) -> QueueKey:
+    return entry[0]
+
+
+def _merged(loose: Sequence[Call], entering: Sequence[tuple[QueueKey, Seat]]) -> Needy:
+    needy: Needy = [(key, seat.call) for key, seat in entering]
+    if loose:
+        for call in loose:
+            assert call.queue_key is not None, "a running call is in the queue"
+            needy.append((call.queue_key, call))
+        needy.sort(key=_key_of)
+    return needy
+
+
+def _give_blocks(draft: Draft, entering: Sequence[tuple[QueueKey, Seat]]) -> None:
+    """One block for each; there are enough, and nobody else wants any."""
+    if not entering:
+        return
+    new_blocks = draft.new_blocks
+    for (_, seat), block in zip(entering, draft.executor.kv.take(len(entering)), strict=True):
+        call = seat.call
+        call.blocks.append(block)
+        new_blocks[call] = [block]
+
+
+def _arrange(draft: Draft, lane: Lane) -> list[PlannedRow]:
+    """Puts the rows that are objects into the order of the batch, and takes those out that have no row now.
+
+    Returns: the rows of calls that were not in the batch before.
+    """
+    step = draft.executor.next_step
+    for call in lane.loose:
+        if call.seat is not None and call not in draft.rows:
+            lane.order.remove(call.seat)
+    joined = []
+    for call, row in draft.rows.items():
+        seat = lane.seat(call)
+        lane.loose[call] = None
+        if seat.key is None:
+            lane.order.insert(seat)
+        row.slot = seat.slot
+        if seat.planned_step != step - 1:
+            joined.append(row)
+        seat.planned_step = step
+    return joined
+
+
+def _samplers_of(batch: Batch, lane: Lane, rows: Sequence[PlannedRow]) -> Batch:
+    silent = {row.slot for row in rows if not row.samples}
+    if not silent:
+        return batch
+    return lane.batch_of([slot for slot in batch.slots.tolist() if slot not in silent])
+
+
+def _features_of(lane: Lane, step: int, rows: Sequence[PlannedRow]) -> StepFeatures:
+    """As the plain planner's: a row of one token that samples is a decode row."""
+    features = StepFeatures(lane.rows, lane.offsets + lane.rows * (step + 1), 0, 0)
+    for row in rows:
+        if row.count > 1 or not row.samples:
+            features = features.with_chunk(row.start, row.count)
+        else:
+            features = features.with_decode(row.start)
+    return features
+
+
+def _blocks_to_tell(
+    draft: Draft, batch: Batch, joined: Sequence[PlannedRow]
+) -> dict[int, tuple[BlockId, ...]]:
+    """row -> block ids: the whole table of a row that joins, what is new of another."""
+    told: Mapping[Call, Sequence[BlockId]] = draft.new_blocks
+    if joined:
+        told = {**told, **{row.call: row.call.blocks for row in joined}}
+    if not told:
+        return {}
+    slots = [call.seat.slot for call in told if call.seat is not None]
+    rows = batch.row_of[slots].tolist()
+    return {row: tuple(blocks) for row, blocks in zip(rows, told.values(), strict=True) if blocks}

@@ -1,0 +1,48 @@
+"""What a plan in flight consists of."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scheduler_svc.core.ids import CallHandle
+from scheduler_svc.core.step_cost import StepFeatures
+
+if TYPE_CHECKING:
+    from scheduler_svc.core.call import Call
+    from scheduler_svc.core.lane.batch import Batch
+
+
+@dataclass(slots=True)
+class PlannedRow:
+    """One call's share of a plan in flight. Nobody changes it once the plan is made."""
+
+    call: "Call"
+    handle: CallHandle
+    start: int
+    """Leading tokens computed before."""
+    count: int
+    """Tokens computed by this row. > 0."""
+    samples: bool
+    """Whether it reaches the newest token, and so samples the next one."""
+    slot: int = -1
+    """Where its call was seated in the columns, if the planner has such."""
+
+
+@dataclass(slots=True)
+class StepInFlight:
+    """A plan whose result has not come."""
+
+    step: int
+    rows: dict[CallHandle, PlannedRow]
+    """In plan order. With columns: the rows that are objects, in no order; the others are known to the
+    lane."""
+    features: StepFeatures
+    """What it computes, for the step-cost model."""
+
+
+@dataclass(slots=True)
+class ColumnsInFlight(StepInFlight):
+    """The same of a planner with columns."""
+
+    batch: "Batch"
+    samplers: "Batch"
+    """The rows of the batch that sample a token; the same object if all do."""
