@@ -44,8 +44,10 @@ from protos.autellix.scheduler.v1 import scheduler_pb2_grpc as rpc
 from svc_runtime.grpc_aio import open_channel
 
 RESULT = Path(__file__).parent / "results" / "fleet.json"
-FULL_S_MAX = 180.0
+FULL_S_MAX = 120.0
 LINE_BYTES_MAX = 1 << 22
+FULL = True
+"""What the executors' process says when all batches are full; rows by executor before that."""
 BLOCK_SIZE = 16
 VOCAB_SIZE = 32_000
 
@@ -115,8 +117,7 @@ async def _window(load: Load, cluster: Cluster, executors: Process, client: Flee
         "client": psutil.Process(),
     }
     started_s = time.monotonic()
-    async with asyncio.timeout(FULL_S_MAX):
-        await _line(executors)
+    await _full(executors)
     full_after_s = time.monotonic() - started_s
     await asyncio.sleep(load.settle_s)
     begin_s, cpu_before_s, tokens = time.monotonic(), _cpu_s(processes), client.tokens
@@ -168,10 +169,24 @@ async def _executors(cluster: Cluster, load: Load) -> AsyncIterator[Process]:
 
 
 async def _all_registered(channel: grpc.aio.Channel, count: int) -> None:
-    stub = rpc.SchedulerServiceStub(channel)
+    stub, ask = rpc.SchedulerServiceStub(channel), pb.ListExecutorsRequest()
     async with asyncio.timeout(FULL_S_MAX):
-        while len((await stub.ListExecutors(pb.ListExecutorsRequest(), timeout=30)).executors) < count:  # noqa: ASYNC110 - an RPC is asked
+        while len((await stub.ListExecutors(ask, timeout=30)).executors) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+async def _full(executors: Process) -> None:
+    """Returns when all batches are full.
+
+    Raises: TimeoutError telling how many rows each executor had at last.
+    """
+    rows: Any = None
+    try:
+        async with asyncio.timeout(FULL_S_MAX):
+            while (rows := json.loads(await _line(executors))) is not FULL:
+                pass
+    except TimeoutError:
+        raise TimeoutError(f"batches not full after {FULL_S_MAX:.0f} s; rows by executor: {rows}") from None
 
 
 async def _line(executors: Process) -> bytes:

@@ -2,9 +2,9 @@
 
 `python -m bench.fleet_executors`, settings of `executor_svc` in the environment plus FLEET_EXECUTORS (how
 many). This is a load generator, not how executors are run: it is made of the product's session, wire and
-simulated runner, on one event loop (see `bench.fleet_stepper`). It says "full" on stdout once every executor
-decodes a full batch, and answers each line "FROM TO" on stdin (seconds of the monotonic clock) with the
-figures of that window in one line of JSON. It ends when stdin does.
+simulated runner, on one event loop (see `bench.fleet_stepper`). On stdout it says, in lines of JSON, how many
+rows each executor has, then `true` once every executor decodes a full batch. Each line "FROM TO" on stdin
+(seconds of the monotonic clock) it answers with the figures of that window. It ends when stdin does.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from svc_runtime.grpc_aio import open_channel
 from svc_runtime.lifecycle import run_service
 from svc_runtime.log import configure_logging
 
-POLL_S = 0.05
+POLL_S = 0.2
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 """Channels of one process to one target share a connection otherwise."""
 
@@ -82,12 +82,13 @@ async def answer(steppers: Sequence[LoopStepper], seats: int) -> None:
 
 
 async def say_when_full(steppers: Sequence[LoopStepper], seats: int) -> None:
-    """Tells the parent process."""
-    while not all(stepper.beat.rows[-1:] == [seats] for stepper in steppers):  # noqa: ASYNC110 - set by streams
+    """Tells the parent process the rows of each executor now and then, and at last `true`: all are full."""
+    while set(rows := [sum(stepper.beat.rows[-1:]) for stepper in steppers]) != {seats}:
+        print(json.dumps(rows), flush=True)
         await asyncio.sleep(POLL_S)
     gc.collect()
     gc.freeze()
-    print("full", flush=True)
+    print("true", flush=True)
 
 
 def window(beat: Beat, begin_s: float, end_s: float) -> dict[str, Any]:

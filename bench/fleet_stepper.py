@@ -10,6 +10,7 @@ GPU does not wait for the process that reads its results.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,12 +104,13 @@ class LoopStepper:
         self._wait(epoch, result)
 
     def _wait(self, epoch: int, result: StepResult) -> None:
-        delay_s = self._free_s - self._now_s()
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), self._end, epoch, result)
+        """Loops count in whole milliseconds, and round: an early timer would fire again and again."""
+        delay_ms = max(0, math.ceil((self._free_s - self._now_s()) * 1e3))
+        self._timer = asyncio.get_running_loop().call_later(delay_ms / 1e3, self._end, epoch, result)
 
     def _end(self, epoch: int, result: StepResult) -> None:
         late_s = self._now_s() - self._free_s
-        if late_s < 0:  # loops count in whole milliseconds
+        if late_s < 0:  # the loop looked at its clock a while before
             self._wait(epoch, result)
             return
         self._timer = None
