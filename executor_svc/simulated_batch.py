@@ -155,9 +155,12 @@ class Batch:
         self.computed[row] = end
 
     def sampling(self) -> Mask:
-        """Rows whose tokens are all computed: their next token is due. Shape: (rows,)."""
-        due = self.computed == self.known
-        return due & (self.failed == 0) if self.has_failed else due
+        """Rows whose tokens are all computed: their next token is due. Shape: (rows,).
+
+        None of them has failed: a row joins with less computed than known, and a failed one stays there.
+        """
+        due: Mask = self.computed == self.known
+        return due
 
     def sample(self, rows: Selection, rule: TokenRule) -> Tokens:
         """Appends the next token to each of these rows; returns the tokens."""

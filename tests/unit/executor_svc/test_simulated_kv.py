@@ -95,3 +95,13 @@ def test_one_bad_row_and_none_is_written(block: int, slot: int, prior: int) -> N
     with pytest.raises(PlanViolation, match="block 2 does not hold"):
         blocks.check_holds(table(2), mine, 1)
     assert blocks.write_each(*(column[:1] for column in rows), priors[:1], mine[:1])
+
+
+def test_what_lies_behind_the_filled_slots_is_not_there() -> None:
+    """The old content still lies in memory; a row must not go on from it."""
+    blocks, old = ledger(), hashes(1, 2, 3, 4)
+    blocks.write(table(1), old, 0, 3)
+    blocks.write(table(1), hashes(9), 0, 1)
+    assert not blocks.write_each(table(1), table(3), old[2:3], old[3:4])
+    with pytest.raises(PlanViolation, match="before position 3"):
+        blocks.write(table(1), old, 3, 4)

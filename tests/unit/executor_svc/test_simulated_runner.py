@@ -1,6 +1,7 @@
 """The simulated runner: known tokens for good plans, a violation for plans that would corrupt a KV cache."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -27,7 +28,7 @@ class FakeClock:
         self.time_s = max(self.time_s, deadline_s)
 
 
-def make(rule: TokenRule = RULE, cost: str = "zero") -> SimulatedRunner:
+def make(rule: TokenRule = RULE, cost: str = "zero", **larger: int) -> SimulatedRunner:
     """A small device: blocks of 4 tokens, 20 of them, 3 rows, 16 tokens a step."""
     config = SimulatedConfig(
         model="m",
@@ -43,7 +44,7 @@ def make(rule: TokenRule = RULE, cost: str = "zero") -> SimulatedRunner:
         max_num_batched_tokens=16,
         max_model_len=24,
     )
-    return SimulatedRunner(config, clock=FakeClock())
+    return SimulatedRunner(replace(config, **larger), clock=FakeClock())
 
 
 def run(runner: SimulatedRunner, *plans: StepPlan) -> dict[int, list[int]]:
@@ -178,6 +179,17 @@ def test_info_says_simulated() -> None:
     assert info.simulated
     assert "simulated" in info.runner
     assert "vllm-0.32.0/msgpack" in info.params_formats
+
+
+def test_rows_outgrow_their_lanes_while_they_decode() -> None:
+    """Tables and hashes move to wider arrays in the middle of a batch that does not change."""
+    runner = make(block_size=1, num_blocks=400, max_model_len=200)
+    for handle in (1, 2):
+        runner.announce(call(handle, [handle]))
+    plans = [plan(1, [1, 2], joined={0: 0, 1: 0}, blocks={0: [1], 1: [2]})]
+    plans += [plan(1 + n, [1, 2], blocks={0: [1 + 2 * n], 1: [2 + 2 * n]}) for n in range(1, 150)]
+    tokens = run(runner, *plans)
+    assert tokens == {handle: RULE.generate([handle], 150) for handle in (1, 2)}
 
 
 # ── plans that would corrupt a KV cache ─────────────────────────────────────────────────────────────

@@ -74,13 +74,13 @@ def test_each_result_has_its_own_handles() -> None:
     writer, handles = wire.ResultWriter(), (3, 1)
     results = [
         StepResult(step=step, handles=names, tokens=[step] * len(names), step_s=0.01)
-        for step, names in ((1, handles), (2, handles), (3, (1,)), (4, (3, 1)))
+        for step, names in ((1, handles), (2, handles), (3, (5, 6)), (4, (3, 1)))
     ]
     read = [read_result(through_bytes(writer.write(result)).result) for result in results]
     assert [(each.handles, each.tokens) for each in read] == [
         ([3, 1], [1, 1]),
         ([3, 1], [2, 2]),
-        ([1], [3]),
+        ([5, 6], [3, 3]),
         ([3, 1], [4, 4]),
     ]
 
