@@ -188,8 +188,10 @@ def test_rows_outgrow_their_lanes_while_they_decode() -> None:
         runner.announce(call(handle, [handle]))
     plans = [plan(1, [1, 2], joined={0: 0, 1: 0}, blocks={0: [1], 1: [2]})]
     plans += [plan(1 + n, [1, 2], blocks={0: [1 + 2 * n], 1: [2 + 2 * n]}) for n in range(1, 150)]
-    tokens = run(runner, *plans)
-    assert tokens == {handle: RULE.generate([handle], 150) for handle in (1, 2)}
+    tables = {0: list(range(1, 303, 2)), 1: list(range(2, 303, 2))}
+    resumed = plan(152, [1, 2], joined={0: 150, 1: 150}, blocks=tables)
+    tokens = run(runner, *plans, plan(151), resumed)
+    assert tokens == {handle: RULE.generate([handle], 151) for handle in (1, 2)}
 
 
 # ── plans that would corrupt a KV cache ─────────────────────────────────────────────────────────────
