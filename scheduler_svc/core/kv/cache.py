@@ -171,8 +171,12 @@ class KvCache:
     def take(self, count: int) -> list[BlockId]:
         """Hands out `count` <= available device blocks: plain ones first, then evicts."""
         plain, references = self._device.plain, self._device.references
-        assert count <= self.available, f"{count} blocks wanted, {self.available} available"
-        taken = [plain.pop() if plain else self._store.evict() for _ in range(count)]
+        if 0 <= count <= len(plain):
+            taken = plain[: -count - 1 : -1]
+            del plain[len(plain) - count :]
+        else:
+            assert 0 <= count <= self.available, f"{count} blocks wanted, {self.available} available"
+            taken = [plain.pop() if plain else self._store.evict() for _ in range(count)]
         for block in taken:
             references[block] = 1
         return taken

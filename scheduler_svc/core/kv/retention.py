@@ -98,8 +98,6 @@ class Retention:
         """The content is nowhere any more: nobody retains it."""
         for retainer in content.retainers:
             self._remove(retainer, content)
-        content.retainers.clear()
-        content.warm = 0
 
     def _remove(self, retainer: Retainer, content: Content) -> None:
         """Takes a pair off its program's books."""
@@ -110,7 +108,6 @@ class Retention:
             return
         self.live_pairs -= retainer.standing is Standing.LIVE
         if not retainer.pairs:
-            retainer.turn = 0
             del self._retainers[retainer.program]
 
     # ── programs ────────────────────────────────────────────────────────────────────────────────────

@@ -21,6 +21,14 @@ def test_the_null_block_is_never_handed_out() -> None:
 def test_taking_more_than_there_is_is_our_bug() -> None:
     with pytest.raises(AssertionError, match="5 blocks wanted, 4 available"):
         cache_of(5).take(5)
+    with pytest.raises(AssertionError, match="-1 blocks wanted"):
+        cache_of(5).take(-1)
+
+
+def test_taking_none_takes_none() -> None:
+    cache = cache_of(5)
+    assert cache.take(0) == []
+    assert cache.available == 4
 
 
 def test_a_block_that_was_not_named_is_worthless_once_given_back() -> None:

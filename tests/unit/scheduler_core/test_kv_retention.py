@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from random import Random
 from types import FunctionType, ModuleType
 
 import pytest
@@ -107,6 +108,14 @@ class TestMemory:
         assert kept(cache, Retainer) < 40
         cache.check([])
 
+    def test_contents_that_have_gone_do_not_pile_up_with_an_idle_program(self) -> None:
+        cache = cache_of(blocks=9, host_blocks=0)
+        keep(cache, keys("t", 8), A)
+        cache.program_idle(A)
+        push_out(cache, 6)
+        assert cache.footprint(A) == 2
+        assert kept(cache, Content) <= 3
+
     def test_neither_do_spells_of_idleness(self) -> None:
         cache = cache_of(blocks=9)
         keep(cache, SHARED, A)
@@ -160,6 +169,25 @@ class TestPuttingOff:
         for evictions in range(1, 6):
             cache.take(1)
             assert len(settled) == evictions
+
+    def test_the_order_is_kept_when_many_come_and_go(self) -> None:
+        random, cache = Random(1), cache_of(blocks=201, host_blocks=0)
+        programs = [program(f"p{number}") for number in range(200)]
+        for owner in programs:
+            keep(cache, keys(owner[1], 1), owner)
+        for _ in range(1000):
+            cache.program_idle(random.choice(programs))
+            cache.program_active(random.choice(programs))
+        left = [owner for owner in programs if random.random() < 0.5]
+        for owner in random.sample(left, len(left)):
+            cache.program_active(owner)
+            cache.program_idle(owner)
+        for owner in set(programs) - set(left):
+            cache.program_active(owner)
+        for owner in left:
+            assert cache.footprint(owner) == 1
+            cache.take(1)
+            assert cache.footprint(owner) == 0, "not the oldest idle one"
 
     def test_each_pair_is_settled_once_a_spell(self, settled: list[Content]) -> None:
         cache = cache_of(blocks=101, host_blocks=0)

@@ -147,6 +147,16 @@ class TestPrivateTails:
         assert cache.drain_swaps() == ((), ()), "the block is not written for who does not hold it any more"
         assert cache.host_plain == 6
 
+    def test_the_block_of_such_a_tail_may_be_the_target_of_another_copy(self) -> None:
+        cache = swapped([*TEXT, *self.TAIL], blocks=6)
+        table = hold(cache, self.TAIL)
+        cache.own(self.TAIL)
+        cache.give_back(table, [], None)
+        table = hold(cache, TEXT)
+        assert len(cache.drain_swaps()[1]) == 3
+        assert cache.host_plain == 3
+        cache.check([table])
+
     @pytest.mark.parametrize("where", ["device", "host"])
     def test_the_tail_of_a_call_that_ended_is_free(self, where: str) -> None:
         cache = KvCache(device_blocks=6, host_blocks=6)
