@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, TextIO
 
@@ -60,12 +61,20 @@ def configure_logging(service: str, *, level: LogLevel = "info", format: LogForm
     root.setLevel(level.upper())
 
 
-class _Writer(structlog.WriteLogger):
+class _Writer:
     """Writes the lines of one of our loggers."""
 
     def __init__(self, name: str, file: TextIO) -> None:
-        super().__init__(file)
         self.name = name
+        self._lines = structlog.WriteLogger(file)
+
+    def write(self, line: str) -> None:
+        """Writes a line, or drops it, as `logging` does, when it cannot be written: a full disk or a log
+        collector that has gone must not end the service, and there is nowhere left to say so."""
+        with suppress(OSError, ValueError):  # ValueError: closed
+            self._lines.msg(line)
+
+    debug = info = warning = error = critical = write
 
 
 class _Writers:

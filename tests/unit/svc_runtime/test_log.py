@@ -1,7 +1,10 @@
 """Logs: format, routing of the standard library's loggers, secrets."""
 
+import errno
+import io
 import json
 import logging
+import sys
 
 import pytest
 import structlog
@@ -48,6 +51,32 @@ def test_the_level_holds_for_both(capsys):
     logging.getLogger("b").info("hidden")
     structlog.get_logger("a").warning("shown")
     assert [line["event"] for line in logged(capsys)] == ["shown"]
+
+
+class FullDisk(io.StringIO):
+    """Takes nothing."""
+
+    def write(self, _text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("level", ["info", "warning", "error", "exception", "critical"])
+def test_a_line_that_cannot_be_written_is_dropped(monkeypatch, level):
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    configure_logging("scheduler")
+    with pytest.raises(OSError, match="No space left"):
+        sys.stderr.write("x")
+    getattr(structlog.get_logger("a"), level)("call_finished")
+
+
+def test_a_closed_stderr_ends_nothing(monkeypatch, capsys):
+    closed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", closed)
+    configure_logging("scheduler")
+    closed.close()
+    structlog.get_logger("a").info("call_finished")
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
 
 
 def test_an_exception_is_logged_without_local_variables(capsys):
