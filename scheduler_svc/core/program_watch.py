@@ -59,7 +59,7 @@ class ProgramWatch:
         if not program.live_calls:
             for executor in self._executors_of(program):
                 executor.kv.program_ended(program.key)
-                executor.gate.forget(program.key)
+            self._release_room(program)
 
     def time_passed(self, now: float) -> None:
         """Looks at the programs that are due."""
@@ -76,6 +76,12 @@ class ProgramWatch:
             program.is_kv_idle = True
             for executor in self._executors_of(program):
                 executor.kv.program_idle(key)
+            self._release_room(program)
+
+    def _release_room(self, program: Program) -> None:
+        """Nothing is promised any more to a program that was let in, whether a call of it ran or not."""
+        for executor in self._fleet:
+            executor.gate.forget(program.key)
 
     def _executors_of(self, program: Program) -> Iterator[Executor]:
         """Attached executors that ran calls of the program."""

@@ -87,5 +87,5 @@ class WorkingSetGate:
         return sum(need - self._kv.footprint(key) for key, need in self._reserved.items())
 
     def forget(self, key: ProgramKey) -> None:
-        """A program has ended."""
+        """A program has ended, or is idle: room that it has not taken is not kept for it."""
         self._reserved.pop(key, None)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
+
 from scheduler_svc.core.config import Admission
 from scheduler_svc.core.events import ProgramEnded
-from scheduler_svc.core.ids import ProgramId
+from scheduler_svc.core.ids import CallId, ProgramId
 from tests.unit.scheduler_core.world import TENANT, World, assert_right_outputs, executor_spec
 
 
@@ -147,6 +149,28 @@ def test_a_waiting_call_can_be_cancelled_and_timed_out() -> None:
     world.pass_time(6.0)
     assert waiting_programs(world) == 0
     assert {gone, late} <= world.finished.keys()
+
+
+@pytest.mark.parametrize("over", [ProgramEnded, None], ids=["ended", "idle"])
+def test_room_for_a_program_that_never_ran_is_given_to_others(over: type[ProgramEnded] | None) -> None:
+    """Its only call is cancelled after it was let in and before it got a seat."""
+    world = world_of(max_num_seqs=1)
+    keep_busy(world)
+    first_call(world, "a", prompt=60)
+    world.turn()
+    assert waiting_programs(world) == 0, "let in, and waiting for a seat"
+    first_call(world, "b")
+    world.turn()
+    assert waiting_programs(world) == 1
+    world.cancel(CallId("call-2"))
+    if over is None:
+        world.pass_time(31.0)
+    else:
+        world.feed(over(tenant=TENANT, program_id=ProgramId("a")))
+    world.turn()
+    assert waiting_programs(world) == 0
+    world.run()
+    assert_right_outputs(world, but=[CallId("call-2")])
 
 
 def test_calls_at_the_gate_move_when_the_executor_is_lost() -> None:
