@@ -154,11 +154,13 @@ def test_a_waiting_call_can_be_cancelled_and_timed_out() -> None:
 @pytest.mark.parametrize("over", [ProgramEnded, None], ids=["ended", "idle"])
 def test_room_for_a_program_that_never_ran_is_given_to_others(over: type[ProgramEnded] | None) -> None:
     """Its only call is cancelled after it was let in and before it got a seat."""
-    world = world_of(max_num_seqs=1)
+    spec = executor_spec(num_blocks=21, max_num_seqs=1)
+    world = World(executors=[spec], admission=Admission.WORKING_SET, policy="fcfs")
     keep_busy(world)
     first_call(world, "a", prompt=60)
     world.turn()
     assert waiting_programs(world) == 0, "let in, and waiting for a seat"
+    assert CallId("call-2") not in world.started
     first_call(world, "b")
     world.turn()
     assert waiting_programs(world) == 1
