@@ -43,6 +43,7 @@ from scheduler_svc.core.events import (
 from scheduler_svc.core.ids import CallId, ExecutorId, FrontendId, ProgramId, StreamHandle, TenantId
 from scheduler_svc.shell import executor_wire, frontend_wire
 from scheduler_svc.shell.output_columns import OutputColumns
+from svc_runtime.block_hashes import hash_prompt
 
 MODEL = "bench"
 TENANT = TenantId("bench")
@@ -99,6 +100,7 @@ class Side:
 
     def _next_call(self) -> CallSpec:
         number = self._submitted
+        tokens = prompt(number)
         self._submitted += 1
         return CallSpec(
             call_id=CallId(f"call-{number}"),
@@ -107,9 +109,11 @@ class Side:
             tenant=TENANT,
             program_id=ProgramId(f"program-{number % self._programs}"),
             model=MODEL,
-            prompt_token_ids=prompt(number),
+            prompt_token_ids=tokens,
             max_tokens=next(self._max_tokens),
             eos_token_id=EOS_TOKEN_ID,
+            prompt_block_hashes=hash_prompt(TENANT, "", tokens, BLOCK_SIZE),
+            hash_block_size=BLOCK_SIZE,
         )
 
     def _deliver(self, effects: Sequence[Effect]) -> None:

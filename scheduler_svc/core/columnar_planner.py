@@ -13,7 +13,7 @@ aside in one subtraction.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
@@ -27,6 +27,7 @@ from scheduler_svc.core.lane import Batch, Lane, Seat
 from scheduler_svc.core.lifecycle import Lifecycle
 from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow
 from scheduler_svc.core.planner import BACKFILL_TRIES, first_able
+from scheduler_svc.core.prices import context_reads
 from scheduler_svc.core.queues import QueueKey
 from scheduler_svc.core.step_cost import StepFeatures
 
@@ -64,15 +65,22 @@ class ColumnarPlanner:
         decoding = lane.rows + sum(call.is_decoding for call in loose)
         draft = Draft(executor, executor.spec.max_num_batched_tokens - decoding)
         entering = lane.entering_blocks(executor.next_step)
-        if loose or executor.queue.waiting_count or executor.kv.available < len(entering):
-            self._go_through(draft, lane, _merged(loose, entering), now)
-        else:
-            _give_blocks(draft, entering)
+        nobody_starts = _is_full(executor)
+        if loose or not nobody_starts or executor.kv.available < len(entering):
+            self._go_through(draft, lane, _merged(loose, entering), now, nobody_starts=nobody_starts)
+        elif entering:
+            _give_blocks(draft, [seat.call for _, seat in entering])
         return draft
 
-    def _go_through(self, draft: Draft, lane: Lane, needy: Needy, now: float) -> None:
-        """Each in its turn: a waiting call before the first running one that it goes before."""
-        done = 0
+    def _go_through(self, draft: Draft, lane: Lane, needy: Needy, now: float, *, nobody_starts: bool) -> None:
+        """Each in its turn: a waiting call before the first running one that it goes before.
+
+        Args:
+            nobody_starts: No waiting call can start unless a running one is preempted.
+        """
+        done = self._proceed(draft, lane, needy, now, until_preempted=True) if nobody_starts else 0
+        if nobody_starts and not draft.preempted:
+            return
         while draft.admitting and (call := first_able(draft)) is not None:
             before = bisect_right(needy, draft.executor.queue.displacing_key(call), done, key=_key_of)
             self._proceed(draft, lane, needy[done:before], now)
@@ -83,30 +91,48 @@ class ColumnarPlanner:
                 draft.admitting = backfills and len(draft.passed) <= BACKFILL_TRIES
         self._proceed(draft, lane, needy[done:], now)
 
-    def _proceed(self, draft: Draft, lane: Lane, needy: Needy, now: float) -> None:
-        for _, call in needy:
-            if call.state is CallState.RUNNING and not self._stays_steady(draft, lane, call):
-                self._drafter.proceed(draft, call, now)
+    def _proceed(
+        self, draft: Draft, lane: Lane, needy: Needy, now: float, *, until_preempted: bool = False
+    ) -> int:
+        """Returns: how many had their turn: all, or those up to the first that had another preempted."""
+        kv = draft.executor.kv
+        steady: list[Call] = []
+        """Those before the one in turn that only need a block, and can have it: they get theirs together."""
+        available = kv.available
+        for index, (_, call) in enumerate(needy):
+            is_steady = call.seat is not None and call.seat.steady
+            if is_steady and len(steady) < available:
+                steady.append(call)
+                continue
+            _give_blocks(draft, steady)
+            steady.clear()
+            if call.state is CallState.RUNNING:
+                self._proceed_alone(draft, lane, call, now)
+            if until_preempted and draft.preempted:
+                return index + 1
+            available = kv.available
+        _give_blocks(draft, steady)
+        return len(needy)
 
-    def _stays_steady(self, draft: Draft, lane: Lane, call: Call) -> bool:
-        """Gives a steady row, or one that becomes steady now, the block that it needs; False: the call is to
-        be treated as an object."""
-        executor, seat = draft.executor, call.seat
-        if seat is not None and seat.steady:
-            if not executor.kv.available:
-                lane.leave(call)
-                return False
-            missing = 1
-        else:
-            if not lane.may_enter(call, executor.next_step):
-                return False
-            missing = executor.blocks_for(call.planned + 1) - len(call.blocks)
-            if missing > executor.kv.available:
-                return False
-            lane.enter(call, executor.next_step)
+    def _proceed_alone(self, draft: Draft, lane: Lane, call: Call, now: float) -> None:
+        """A call that is not steady, or cannot stay so since there is no block for it."""
+        if call.seat is not None and call.seat.steady:
+            lane.leave(call)
+        elif self._becomes_steady(draft, lane, call):
+            return
+        self._drafter.proceed(draft, call, now)
+
+    def _becomes_steady(self, draft: Draft, lane: Lane, call: Call) -> bool:
+        """Lets a running call enter the lane with the block that it needs, if that can be."""
+        executor = draft.executor
+        if not lane.may_enter(call, executor.next_step):
+            return False
+        missing = executor.blocks_for(call.planned + 1) - len(call.blocks)
+        if missing > executor.kv.available:
+            return False
+        lane.enter(call, executor.next_step)
         if missing:
-            draft.new_blocks[call] = taken = executor.kv.take(missing)
-            call.blocks += taken
+            _give_blocks(draft, (call,))
         return True
 
     # ── the plan ────────────────────────────────────────────────────────────────────────────────────
@@ -157,15 +183,23 @@ def _merged(loose: Sequence[Call], entering: Sequence[tuple[QueueKey, Seat]]) ->
     return needy
 
 
-def _give_blocks(draft: Draft, entering: Sequence[tuple[QueueKey, Seat]]) -> None:
-    """One block for each; there are enough, and nobody else wants any."""
-    if not entering:
-        return
-    new_blocks = draft.new_blocks
-    for (_, seat), block in zip(entering, draft.executor.kv.take(len(entering)), strict=True):
-        call = seat.call
-        call.blocks.append(block)
-        new_blocks[call] = [block]
+def _is_full(executor: Executor) -> bool:
+    """Whether all seats are taken and the first waiting call comes after all who run: then none can start."""
+    queue = executor.queue
+    first = queue.waiting_first()
+    if first is None:
+        return True
+    return queue.running_count >= executor.spec.max_num_seqs and not queue.may_displace(first)
+
+
+def _give_blocks(draft: Draft, calls: Sequence[Call]) -> None:
+    """One block for each steady row; there are enough."""
+    if calls:
+        taken = draft.executor.kv.take(len(calls))
+        for call, block in zip(calls, taken, strict=True):
+            call.blocks.append(block)
+        draft.steady += calls
+        draft.steady_blocks += taken
 
 
 def _arrange(draft: Draft, lane: Lane) -> list[PlannedRow]:
@@ -199,24 +233,30 @@ def _samplers_of(batch: Batch, lane: Lane, rows: Sequence[PlannedRow]) -> Batch:
 
 def _features_of(lane: Lane, step: int, rows: Sequence[PlannedRow]) -> StepFeatures:
     """As the plain planner's: a row of one token that samples is a decode row."""
-    features = StepFeatures(lane.rows, lane.offsets + lane.rows * (step + 1), 0, 0)
+    decodes, context = lane.rows, lane.offsets + lane.rows * (step + 1)
+    prefill_tokens = prefill_context = 0
     for row in rows:
         if row.count > 1 or not row.samples:
-            features = features.with_chunk(row.start, row.count)
+            prefill_tokens += row.count
+            prefill_context += context_reads(row.start, row.start + row.count)
         else:
-            features = features.with_decode(row.start)
-    return features
+            decodes += 1
+            context += row.start + 1
+    return StepFeatures(decodes, context, prefill_tokens, prefill_context)
 
 
 def _blocks_to_tell(
     draft: Draft, batch: Batch, joined: Sequence[PlannedRow]
 ) -> dict[int, tuple[BlockId, ...]]:
     """row -> block ids: the whole table of a row that joins, what is new of another."""
-    told: Mapping[Call, Sequence[BlockId]] = draft.new_blocks
-    if joined:
-        told = {**told, **{row.call: row.call.blocks for row in joined}}
-    if not told:
-        return {}
-    slots = [call.seat.slot for call in told if call.seat is not None]
-    rows = batch.row_of[slots].tolist()
-    return {row: tuple(blocks) for row, blocks in zip(rows, told.values(), strict=True) if blocks}
+    told: dict[int, tuple[BlockId, ...]] = {}
+    if draft.steady:
+        slots = [call.seat.slot for call in draft.steady if call.seat is not None]
+        told = dict(zip(batch.row_of[slots].tolist(), zip(draft.steady_blocks), strict=True))
+    row_of = batch.row_of
+    for call, blocks in draft.new_blocks.items():
+        told[int(row_of[draft.rows[call].slot])] = tuple(blocks)
+    for row in joined:
+        if row.call.blocks:
+            told[int(row_of[row.slot])] = tuple(row.call.blocks)
+    return told

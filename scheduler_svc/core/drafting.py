@@ -43,6 +43,10 @@ class Draft:
     """In the order in which they were given."""
     new_blocks: dict[Call, list[BlockId]] = field(default_factory=dict)
     """Blocks that a call got with its row, where it got any."""
+    steady: list[Call] = field(default_factory=list)
+    """Calls without a row of their own, in the lane, that got a block."""
+    steady_blocks: list[BlockId] = field(default_factory=list)
+    """Those blocks."""
 
 
 class Drafter:
@@ -91,7 +95,7 @@ class Drafter:
     def _is_known_misfit(self, draft: Draft, call: Call) -> bool:
         """Whether nothing has changed for the better since the call did not fit. Cheap on purpose."""
         executor = draft.executor
-        if any(True for _ in executor.queue.running_after(call)):
+        if executor.queue.may_displace(call):
             return False
         if executor.queue.running_count >= executor.spec.max_num_seqs:
             return True

@@ -165,6 +165,10 @@ class MultilevelQueue:
                 return
             yield self._running[other_key]
 
+    def may_displace(self, call: Call) -> bool:
+        """Whether any running call comes after `call`. O(log n)."""
+        return bool(self._running) and self._running.peekitem(-1)[0] > self.displacing_key(call)
+
     def goes_before(self, waiting: Call, running: Call) -> bool:
         """Whether a waiting call is served before a running one."""
         assert running.queue_key is not None, "the call is in no queue"

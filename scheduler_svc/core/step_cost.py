@@ -46,10 +46,6 @@ class StepFeatures(NamedTuple):
     prefill_context: int
     """Tokens that the prefill tokens read: the sum of `context_reads(start, end)` over chunks."""
 
-    def with_decode(self, start: int) -> "StepFeatures":
-        """The step with a decode row after `start` computed tokens besides."""
-        return self._replace(decode_rows=self.decode_rows + 1, context_tokens=self.context_tokens + start + 1)
-
     def with_chunk(self, start: int, count: int) -> "StepFeatures":
         """The step with a prefill chunk of `count` tokens after `start` computed ones besides."""
         return self._replace(

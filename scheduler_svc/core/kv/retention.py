@@ -54,6 +54,11 @@ class Retention:
         self.live_pairs = 0
         """Pairs of active programs."""
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether programs have ended or are idle whose pairs may not all be settled."""
+        return bool(self._unsettled[Standing.ENDED] or self._unsettled[Standing.IDLE])
+
     # ── pairs ───────────────────────────────────────────────────────────────────────────────────────
 
     def footprint(self, program: ProgramKey) -> int:

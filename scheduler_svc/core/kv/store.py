@@ -86,6 +86,8 @@ class Store:
 
     def evict(self) -> BlockId:
         """Frees a device block: the one place that decides whose content leaves the device."""
+        if not self.host.contents and not self.device.lapsed:
+            return self._evict_oldest()
         standing, content = self.device.worst()
         if self.move_to_host and standing is not Standing.ENDED:
             self.copy_to_host(content, standing)
@@ -93,6 +95,18 @@ class Store:
         if content.host is None:
             self.forgotten += 1
             self.forget(content)
+        return block
+
+    def _evict_oldest(self) -> BlockId:
+        """The same where there is no host tier and nobody has ended or is idle, without asking around."""
+        device = self.device
+        block, _ = device.unheld.popitem(last=False)
+        content = device.contents[block]
+        assert content is not None, "an unheld block has a content"
+        device.contents[block] = content.device = None
+        self.forgotten += 1
+        del self.contents[content.key]
+        self.retention.forget(content)
         return block
 
     def leave_device(self, content: Content) -> BlockId:

@@ -45,6 +45,10 @@ class Lapsed:
             heap[:] = dict.fromkeys(entry for entry in heap if self._is_valid(standing, *entry))
             heapify(heap)
 
+    def __bool__(self) -> bool:
+        """Whether there may be such contents."""
+        return bool(self._heaps[0] or self._heaps[1] or self._retention.is_unsettled)
+
     def oldest(self, standing: Standing, before: int = NEVER) -> Content | None:
         """The oldest content of that standing, ENDED or IDLE, that can be evicted; None: none is older than
         `before`.
