@@ -38,6 +38,7 @@ class FrontendStreams:
     Args:
         door: checks submitted calls.
         call_log: hears of the calls it refused.
+        policy: the active policy.
         models: the models served now.
         engine_status: gauges for one frontend.
         grace_s: seconds that calls outlive their stream.
@@ -52,7 +53,7 @@ class FrontendStreams:
         clock: Clock,
         *,
         scheduler_id: str,
-        policy: str,
+        policy: Callable[[], str],
         models: Callable[[], Sequence[ModelSnapshot]],
         engine_status: Callable[[FrontendId], EngineSnapshot],
         hello_timeout_s: float,
@@ -104,7 +105,7 @@ class FrontendStreams:
         if older is not None:
             self._forget(older)
         models = [frontend_wire.model_info(model) for model in self._models()]
-        welcome = pb.Welcome(scheduler_id=self._scheduler_id, models=models, policy=self._policy)
+        welcome = pb.Welcome(scheduler_id=self._scheduler_id, models=models, policy=self._policy())
         session.tell(pb.ConnectResponse(welcome=welcome))
         log.info("frontend_connected", frontend_id=session.name)
         return session

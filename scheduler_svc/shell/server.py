@@ -216,7 +216,7 @@ class SchedulerServer:
             self._call_log,
             self._clock,
             scheduler_id=self._scheduler_id,
-            policy=settings.policy,
+            policy=lambda: self._core.statistics().policy,
             models=self._core.models,
             engine_status=self._core.engine_status,
             hello_timeout_s=settings.hello_timeout_s,

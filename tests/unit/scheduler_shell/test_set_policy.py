@@ -44,6 +44,17 @@ async def test_live_calls_are_queued_again_and_finish(start: Start, dial: Dial) 
     assert entry["requeued_calls"] == 2
 
 
+async def test_a_frontend_that_connects_later_is_told_the_policy_of_then(start: Start, dial: Dial) -> None:
+    server = await start(policy="fcfs")
+    async with FakeFrontend(dial(server)) as first:
+        assert first.welcome is not None
+        assert first.welcome.policy == "fcfs"
+        await first.programs.SetPolicy(pb.SetPolicyRequest(policy="plas"))
+    async with FakeFrontend(dial(server)) as second:
+        assert second.welcome is not None
+        assert second.welcome.policy == "plas"
+
+
 @pytest.mark.parametrize(
     ("request_", "field", "limit", "value"),
     [
