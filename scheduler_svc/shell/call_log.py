@@ -57,10 +57,13 @@ class CallLog:
         asyncio.get_running_loop().call_soon(self._write_some)
 
     def _write_some(self) -> None:
-        for _ in range(min(LINES_AT_ONCE, len(self._unwritten))):
-            _write(*self._unwritten.popleft())
+        """Arranges for the rest first: no line that fails may keep the others back for good."""
+        count = min(LINES_AT_ONCE, len(self._unwritten))
+        lines = [self._unwritten.popleft() for _ in range(count)]
         if self._unwritten:
             asyncio.get_running_loop().call_soon(self._write_some)
+        for entry, effect in lines:
+            _write(entry, effect)
 
 
 def _write(entry: CallEntry, effect: FinishCall) -> None:

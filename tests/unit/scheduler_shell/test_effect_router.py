@@ -20,13 +20,13 @@ from scheduler_svc.core.effects import (
 )
 from scheduler_svc.core.errors import Refusal
 from scheduler_svc.core.ids import ExecutorId, FrontendId
-from scheduler_svc.shell import executor_wire
+from scheduler_svc.shell import call_log, executor_wire
 from scheduler_svc.shell.call_log import LINES_AT_ONCE, CallLog
 from scheduler_svc.shell.effect_router import EffectRouter
 from scheduler_svc.shell.executor_registry import ExecutorRegistry
 from scheduler_svc.shell.executor_session import ExecutorSession
 from scheduler_svc.shell.frontend_registry import FrontendRegistry
-from scheduler_svc.shell.frontend_session import STATUS_EVERY, FrontendSession
+from scheduler_svc.shell.frontend_session import STATUS_EVERY, CallEntry, FrontendSession
 from scheduler_svc.shell.metrics import SchedulerMetrics
 from tests.unit.scheduler_shell.fake_executor import registration
 from tests.unit.scheduler_shell.test_wire import call
@@ -241,6 +241,28 @@ async def test_lines_that_are_left_at_the_end_are_written() -> None:
             await stage.frontend.wait_written()
             await asyncio.sleep(0)
         assert len(lines) == 1, "and once only"
+
+
+async def test_a_line_that_fails_does_not_keep_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def write(entry: CallEntry, _effect: FinishCall) -> None:
+        if entry.call_id == "c0":
+            raise RuntimeError("no line for c0")
+        written.append(entry.call_id)
+
+    monkeypatch.setattr(call_log, "_write", write)
+    failures: list[BaseException] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    async with Stage() as stage:
+        for handle in range(LINES_AT_ONCE + 2):
+            stage.frontend.remember(call(stream_handle=handle, call_id=f"c{handle}"))
+        stage.router.carry_out([*map(end_of, range(LINES_AT_ONCE + 1))])
+        await until(lambda: f"c{LINES_AT_ONCE}" in written)
+        stage.router.carry_out([end_of(LINES_AT_ONCE + 1)])
+        await until(lambda: f"c{LINES_AT_ONCE + 1}" in written)
+    assert [str(failure) for failure in failures] == ["no line for c0"]
 
 
 async def test_a_call_that_the_core_refused_is_forgotten_and_logged() -> None:
