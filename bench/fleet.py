@@ -9,9 +9,12 @@ Theory of operation: three processes on this machine, joined by real gRPC over l
 
 All calls are submitted at once and decode together. When every batch is full, and after a while of settling,
 a window of time is measured: from step start to step start on each device (the period), and the CPU seconds
-of the three processes. A device starts a step at the end of the one before, if its plan is there by then:
-the period exceeds the step's time by what the device waited for the scheduler, and by nothing else. At the
-end every token that came is checked.
+of the three processes. A device starts a step at the end of the one before, if its plan is there by then: the
+period exceeds the step's time by what the device waited for its plan. Scheduler, load generator and a busy
+machine all make plans late, and the period does not tell them apart: read it together with `result_late_ms`
+(how late results left the load generator) and `cpu_share` (a process near 1.0 is what limits the fleet; the
+executors are one process too). Lateness that one plan in advance hides does not show in the period at all:
+that is `plan_ahead_ms`. At the end every token that came is checked.
 """
 
 import argparse

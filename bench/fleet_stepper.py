@@ -5,8 +5,9 @@ each step; thirty-two of those on two cores would measure thread switches. Here 
 once by the product's simulated runner, and a timer. Time is the device's: a step begins when the one before
 ends, provided that its plan is there by then, else when its plan comes; it ends its cost after it began. The
 result leaves when the loop's timer fires, which is never before the step's end and up to a few milliseconds
-after it. Such lateness costs the scheduler time to answer; it does not move the device's own beat, just as a
-GPU does not wait for the process that reads its results.
+after it. Such lateness takes from the time in which the scheduler may answer; while the next plan is here all
+the same, the device's own beat does not move, just as a GPU does not wait for the process that reads its
+results. A load generator that is too busy does delay plans and results, and then periods grow because of it.
 """
 
 import asyncio
