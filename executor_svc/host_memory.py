@@ -1,4 +1,8 @@
-"""How much main memory the host tier of the KV cache may take."""
+"""How much main memory the host tier of the KV cache may take.
+
+Asked twice. Before a model is loaded: whether what the settings say is there at all, since loading takes
+minutes. After that: how much to take, since weights and, on a CPU, the KV cache are main memory too.
+"""
 
 from pathlib import Path
 
@@ -14,6 +18,16 @@ DEFAULT_SHARE = 0.25
 _GIB = 1 << 30
 
 
+def require_host_memory(gib: float | None, free: int) -> None:
+    """See host_kv_bytes. Raises: StartupError when more is asked for than is free."""
+    if gib is not None and gib * _GIB > free:
+        raise StartupError(
+            f"--host-kv-gib (AUTELLIX_EXECUTOR_HOST_KV_GIB) is {gib:g}, {free / _GIB:.1f} GiB are free: "
+            "ask for less, or for 0 to serve without a host tier",
+            ExitCode.USAGE,
+        )
+
+
 def host_kv_bytes(gib: float | None, free: int) -> int:
     """Bytes for the host tier, all ranks together.
 
@@ -23,12 +37,8 @@ def host_kv_bytes(gib: float | None, free: int) -> int:
 
     Raises: StartupError when more is asked for than is free.
     """
+    require_host_memory(gib, free)
     chosen = min(DEFAULT_GIB * _GIB, DEFAULT_SHARE * free) if gib is None else gib * _GIB
-    if chosen > free:
-        raise StartupError(
-            f"--host-kv-gib (AUTELLIX_EXECUTOR_HOST_KV_GIB) is {gib:g}, {free / _GIB:.1f} GiB are free",
-            ExitCode.USAGE,
-        )
     log.info(
         "host_memory_chosen",
         gib=round(chosen / _GIB, 2),

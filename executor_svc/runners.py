@@ -12,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from executor_svc.device_claim import Device, DeviceClaim, claim_devices, visible_devices
-from executor_svc.host_memory import free_bytes, host_kv_bytes
+from executor_svc.host_memory import free_bytes, require_host_memory
 from executor_svc.runner import Runner
 from executor_svc.settings import ExecutorSettings
 from executor_svc.simulated_setup import make_simulated
@@ -42,6 +42,7 @@ def make_vllm(settings: ExecutorSettings, devices: Callable[[], list[Device]] = 
     Raises: StartupError.
     """
     _require_model(settings.model)
+    require_host_memory(settings.host_kv_gib, free_bytes())
     config = vllm_config(settings)
     claim = claim_gpus(settings, devices())
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its log lines take the way of ours
@@ -109,10 +110,7 @@ def claim_gpus(settings: ExecutorSettings, devices: list[Device]) -> DeviceClaim
 
 
 def vllm_config(settings: ExecutorSettings) -> VllmRunnerConfig:
-    """The runner's part of the settings.
-
-    Raises: StartupError when the host tier would not fit into memory.
-    """
+    """The runner's part of the settings."""
     return VllmRunnerConfig(
         model=settings.model,
         served_model_name=settings.served_model_name,
@@ -130,7 +128,7 @@ def vllm_config(settings: ExecutorSettings) -> VllmRunnerConfig:
         structured_output_backend=settings.structured_output_backend,
         reasoning_parser=settings.reasoning_parser,
         seed=settings.seed,
-        host_kv_bytes=host_kv_bytes(settings.host_kv_gib, free_bytes()),
+        host_kv_gib=settings.host_kv_gib,
         host_blocks=settings.host_blocks,
         max_plans_in_flight=settings.max_plans_in_flight,
     )

@@ -78,7 +78,8 @@ class ExecutorSettings(ServiceSettings):
     host_kv_gib: float | None = Field(
         default=None,
         ge=0,
-        description="GiB of main memory for swapped KV; 0: none; default: 4, at most a quarter of the free",
+        description="GiB of main memory for swapped KV; 0: none; default: 4, at most a quarter of what is "
+        "free once the model is loaded",
     )
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, le=1, description="fraction of GPU memory to use; default: vLLM's, or --gpu-share"

@@ -43,10 +43,11 @@ class VllmRunnerConfig:
     """Frontends must use the same. "auto" is refused: it picks per call, an executor holds one."""
     reasoning_parser: str = ""
     seed: int = 0
-    host_kv_bytes: int = 0
-    """Memory for the host tier of the KV cache, all ranks together; 0: no host tier."""
+    host_kv_gib: float | None = 0
+    """Main memory for the host tier of the KV cache, all ranks together; 0: no host tier, None: by what is
+    free once the model is loaded."""
     host_blocks: int = 0
-    """KV blocks of the host tier, whatever `host_kv_bytes` would hold; 0: not fixed."""
+    """KV blocks of the host tier, whatever `host_kv_gib` would hold; 0: not fixed."""
     max_plans_in_flight: int = 2
     """1 = lockstep, 2 = one plan ahead."""
     cpu_threads: int | None = None

@@ -26,6 +26,7 @@ from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.executor import Executor
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
+from executor_svc.host_memory import free_bytes, host_kv_bytes
 from executor_svc.params_codec import PARAMS_FORMAT
 from executor_svc.runner import RunnerInfo
 from executor_svc.vllm_runner.config import ModelMissing, UnsupportedModel, VllmRunnerConfig, to_engine_args
@@ -63,6 +64,7 @@ def start_engine(config: VllmRunnerConfig) -> Engine:
     Raises:
         ModelMissing: the model directory does not exist.
         UnsupportedModel: model or settings need what plans cannot express.
+        StartupError: the host tier does not fit into the memory that is left.
     """
     _require_directory(config.model)
     vllm_config = load_vllm_config(config)
@@ -191,9 +193,9 @@ def _with_kv_cache(executor: Executor, vllm_config: VllmConfig, config: VllmRunn
 def _open_host_tier(executor: Executor, config: VllmRunnerConfig, block_bytes: int) -> int:
     """Has every rank take memory for host blocks; returns their number.
 
-    Raises: UnsupportedModel when the memory is not to be had.
+    Raises: StartupError when less is free than was asked for; UnsupportedModel when it is not to be had.
     """
-    host_blocks = config.host_blocks or config.host_kv_bytes // block_bytes
+    host_blocks = config.host_blocks or host_kv_bytes(config.host_kv_gib, free_bytes()) // block_bytes
     gib = round(host_blocks * block_bytes / 2**30, 3)
     if host_blocks:
         try:

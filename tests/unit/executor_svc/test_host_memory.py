@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from executor_svc.host_memory import free_bytes, host_kv_bytes
-from executor_svc.runners import vllm_config
+from executor_svc.host_memory import free_bytes, host_kv_bytes, require_host_memory
+from executor_svc.runners import make_vllm, vllm_config
 from executor_svc.settings import ExecutorSettings
 from svc_runtime.lifecycle import ExitCode, StartupError
 from svc_runtime.settings import load_settings
@@ -23,11 +23,23 @@ def test_chosen_bytes(gib: float | None, free: int, chosen: float) -> None:
 
 
 def test_more_than_is_free_is_refused_by_name() -> None:
-    with pytest.raises(
-        StartupError, match=r"--host-kv-gib .*HOST_KV_GIB\) is 64, 22.5 GiB are free"
-    ) as refused:
+    said = r"--host-kv-gib .*HOST_KV_GIB\) is 64, 22.5 GiB are free: ask for less, or for 0"
+    with pytest.raises(StartupError, match=said) as refused:
         host_kv_bytes(64, 45 * GIB // 2)
     assert refused.value.exit_code == ExitCode.USAGE
+
+
+def test_it_is_refused_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("executor_svc.runners.free_bytes", lambda: GIB)
+    monkeypatch.setattr("executor_svc.runners.load_vllm", lambda _: pytest.fail("loaded"))
+    with pytest.raises(StartupError, match=r"is 2, 1\.0 GiB are free"):
+        make_vllm(settings("--model", str(tmp_path), "--host-kv-gib", "2"), devices=list)
+
+
+@pytest.mark.parametrize("gib", [None, 0, 1])
+def test_what_is_there_may_be_asked_for(gib: float | None) -> None:
+    require_host_memory(gib, GIB)
 
 
 def machine(tmp_path: Path, **control_group: str) -> tuple[Path, Path]:
@@ -61,9 +73,8 @@ def settings(*flags: str) -> ExecutorSettings:
 
 
 def test_settings_reach_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executor_svc.runners.free_bytes", lambda: 8 * GIB)
-    assert vllm_config(settings()).host_kv_bytes == 2 * GIB
-    assert vllm_config(settings("--host-kv-gib", "0")).host_kv_bytes == 0
+    assert vllm_config(settings()).host_kv_gib is None
+    assert vllm_config(settings("--host-kv-gib", "0")).host_kv_gib == 0
     assert vllm_config(settings("--host-kv-gib", "0.25", "--host-blocks", "7")).host_blocks == 7
     monkeypatch.setenv("AUTELLIX_EXECUTOR_HOST_KV_GIB", "3")
-    assert vllm_config(settings()).host_kv_bytes == 3 * GIB
+    assert vllm_config(settings()).host_kv_gib == 3
