@@ -170,21 +170,20 @@ class TestPuttingOff:
             cache.take(1)
             assert len(settled) == evictions
 
-    def test_the_order_is_kept_when_many_come_and_go(self) -> None:
-        random, cache = Random(1), cache_of(blocks=201, host_blocks=0)
-        programs = [program(f"p{number}") for number in range(200)]
+    @pytest.mark.parametrize("seed", range(5))
+    def test_the_order_is_kept_when_many_come_and_go(self, seed: int) -> None:
+        random, cache = Random(seed), cache_of(blocks=101, host_blocks=0)
+        programs = [program(f"p{number}") for number in range(100)]
         for owner in programs:
             keep(cache, keys(owner[1], 1), owner)
-        for _ in range(1000):
-            cache.program_idle(random.choice(programs))
-            cache.program_active(random.choice(programs))
-        left = [owner for owner in programs if random.random() < 0.5]
-        for owner in random.sample(left, len(left)):
-            cache.program_active(owner)
+        for owner in random.sample(programs[:-1], 99):
             cache.program_idle(owner)
-        for owner in set(programs) - set(left):
+        for owner in programs[:30]:
             cache.program_active(owner)
-        for owner in left:
+        for _ in range(200):
+            cache.program_idle(programs[-1])
+            cache.program_active(programs[-1])
+        for owner in programs[30:-1]:
             assert cache.footprint(owner) == 1
             cache.take(1)
             assert cache.footprint(owner) == 0, "not the oldest idle one"
