@@ -1,8 +1,9 @@
 """The three services as one local stack: what to start, and when it is ready.
 
-Each service gets its settings as flags, so `ps` shows what runs; the peer token, random at every start, goes
-through the environment. Settings that are not set here can be given by the services' own environment
-variables, e.g. `AUTELLIX_EXECUTOR_MAX_NUM_SEQS=64 make up`.
+Each service gets its settings as flags, so `ps` shows what runs; the peer token goes through the environment:
+that of AUTELLIX_PEER_TOKEN, for those who want to call the scheduler, else a random one at every start.
+Settings that are not set here can be given by the services' own environment variables, e.g.
+`AUTELLIX_EXECUTOR_MAX_NUM_SEQS=64 make up`.
 """
 
 import asyncio
@@ -87,7 +88,7 @@ class Stack:
         self.options = options
         self.runner = ProcessRunner(home)
         self._say = say
-        self._token = secrets.token_urlsafe(32)
+        self._token = os.environ.get("AUTELLIX_PEER_TOKEN") or secrets.token_urlsafe(32)
         self._pids: dict[str, int | None] = {}
 
     @property

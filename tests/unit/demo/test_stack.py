@@ -1,5 +1,6 @@
 """What the stack starts, and what it says when a service ends."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,23 @@ def test_no_secret_is_an_argument(tmp_path: Path) -> None:
     arguments = [argument for spec in service_specs(stack.options) for argument in spec.argv]
     assert stack._token not in arguments
     assert "--peer-token" not in arguments
+
+
+@pytest.mark.parametrize("given", ["", "mine"])
+def test_the_peer_token_is_random_or_the_user_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """With a token of their own, users can call the scheduler of `make up`, e.g. SetPolicy."""
+    monkeypatch.setenv("AUTELLIX_PEER_TOKEN", given)
+    started: list[dict[str, str]] = []
+    for _ in range(2):
+        stack = Stack(StackOptions(model=MODEL), tmp_path, lambda line: None)
+        monkeypatch.setattr(stack.runner, "start", lambda _, environment: started.append(environment))
+        monkeypatch.setattr(stack, "_started", lambda: asyncio.sleep(0))
+        asyncio.run(stack.start())
+    tokens = [environment["AUTELLIX_SCHEDULER_PEER_TOKEN"] for environment in started]
+    assert len(set(tokens)) == (1 if given else 2)
+    assert tokens[0] == given or len(tokens[0]) >= 32
 
 
 def test_the_ports_are_named_as_make_names_them() -> None:
