@@ -55,7 +55,7 @@ class KvPreempted(Enum):
     PAUSE = "pause"
     """Stays on the device until its memory is needed."""
     SWAP = "swap"
-    """Goes to the host at once, as far as there is room."""
+    """Goes to the host as far as there is room: at once, or when others that share it let it go."""
     DROP = "drop"
     """Forgotten: computed again."""
 

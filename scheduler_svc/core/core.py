@@ -21,7 +21,7 @@ from scheduler_svc.core.call_registry import CallRegistry
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.columnar_planner import ColumnarPlanner
 from scheduler_svc.core.columnar_results import ColumnarReader
-from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig, PlannerKind
+from scheduler_svc.core.config import POLICY_OPTIONS, BadOption, CoreConfig, KvPreempted, PlannerKind
 from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import CloseExecutor, Effect, RefuseCall
 from scheduler_svc.core.errors import ProtocolBroken, Refused
@@ -77,7 +77,12 @@ class Core:
         )
         self.policy = make_policy(config, self.table.history)
         columnar = config.planner is PlannerKind.COLUMNAR
-        self.fleet = Fleet(self.policy, short_prompt_tokens=config.short_prompt_tokens, columnar=columnar)
+        self.fleet = Fleet(
+            self.policy,
+            short_prompt_tokens=config.short_prompt_tokens,
+            columnar=columnar,
+            swaps_always=config.kv_preempted is KvPreempted.SWAP,
+        )
         self.registry = CallRegistry(unacknowledged_calls_max=config.unacknowledged_calls_max)
         self.lifecycle = Lifecycle(
             config, self.policy, self.table, self.fleet, self.registry, self.counters, self._outbox

@@ -79,9 +79,11 @@ class Drafter:
         missing = executor.blocks_for(found_tokens + count) - len(found)
         available = kv.available
         kv.hold(found)
-        if not self._make_room(draft, call, now, blocks=missing + found.to_bring, seats=1):
+        needed = missing + found.to_bring
+        lacks_memory = needed > kv.available
+        if not self._make_room(draft, call, now, blocks=needed, seats=1):
             kv.let_go(found)
-            executor.misfit = Misfit(call, available, executor.next_step)
+            executor.misfit = Misfit(call, available, executor.next_step) if lacks_memory else None
             return False
         executor.misfit = None
         self._lifecycle.start(call, now, cached_tokens=found_tokens)

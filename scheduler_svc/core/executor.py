@@ -61,20 +61,26 @@ class Executor:
     lost: bool = False
     """Its stream has ended: what its blocks hold is of no use."""
     misfit: Misfit | None = None
+    swaps_always: bool = False
+    """What must leave the device goes to the host whatever that costs."""
     lane: Lane | None = None
     """Its steady rows; None: the plain planner has none."""
 
     @classmethod
-    def attach(cls, spec: ExecutorSpec, policy: Policy, *, columnar: bool = False) -> "Executor":
+    def attach(
+        cls, spec: ExecutorSpec, policy: Policy, *, columnar: bool = False, swaps_always: bool = False
+    ) -> "Executor":
         """A fresh executor.
 
         Args:
             columnar: Whether its planner works on columns.
+            swaps_always: Whether blocks that are wanted move to the host even where computing is cheaper.
         """
         kv = KvCache(device_blocks=spec.num_blocks, host_blocks=spec.host_blocks)
         costs = StepCostModel(block_bytes=spec.block_bytes, step_tokens=spec.max_num_batched_tokens)
         gate = WorkingSetGate(kv, lambda tokens: -(-tokens // spec.block_size))
         executor = cls(spec, MultilevelQueue(policy), kv, gate, costs, costs.prices())
+        executor.swaps_always = swaps_always
         executor.reprice()
         executor.lane = Lane(executor) if columnar else None
         return executor
@@ -98,7 +104,7 @@ class Executor:
         self.prices = self.costs.prices()
         if self.lane is not None:
             self.lane.rearm_all()
-        self.kv.move_to_host = self._is_worth_moving()
+        self.kv.move_to_host = self.swaps_always or self._is_worth_moving()
 
     def _is_worth_moving(self) -> bool:
         """Whether a block that must leave the device is copied to the host rather than computed again."""

@@ -20,10 +20,13 @@ from scheduler_svc.core.policies import Policy
 class Fleet:
     """Executors by id; known models; unplaced calls."""
 
-    def __init__(self, policy: Policy, *, short_prompt_tokens: int, columnar: bool) -> None:
+    def __init__(
+        self, policy: Policy, *, short_prompt_tokens: int, columnar: bool, swaps_always: bool
+    ) -> None:
         self._policy = policy
         self._short_prompt_tokens = short_prompt_tokens
         self._columnar = columnar
+        self._swaps_always = swaps_always
         self._executors: dict[ExecutorId, Executor] = {}
         self._last_spec: dict[str, ExecutorSpec] = {}
         """model -> the newest registration, kept when its executors are gone."""
@@ -74,7 +77,9 @@ class Fleet:
     def attach(self, spec: ExecutorSpec) -> Executor:
         """Adds an executor whose id is free."""
         assert spec.executor_id not in self._executors, "the former registration must be lost first"
-        executor = Executor.attach(spec, self._policy, columnar=self._columnar)
+        executor = Executor.attach(
+            spec, self._policy, columnar=self._columnar, swaps_always=self._swaps_always
+        )
         self._executors[spec.executor_id] = executor
         self._last_spec[spec.model] = spec
         return executor

@@ -104,6 +104,26 @@ def test_auto_moves_kv_when_copies_are_cheaper_than_computing(block_bytes: int, 
 
 
 @LOCKSTEP_AND_AHEAD
+def test_a_forced_swap_does_not_ask_what_it_costs(plans: int) -> None:
+    """Blocks that another call held when theirs was preempted leave the device later: for the host as well,
+    although computing them again would be cheaper."""
+    spec = executor_spec(num_blocks=12, host_blocks=64, block_bytes=1 << 40, max_plans_in_flight=plans)
+    world = World(executors=[spec], kv_preempted=KvPreempted.SWAP, policy="fcfs")
+    world.open("p")
+    prompt = [*range(1, 21)]
+    world.submit("p", prompt=prompt, max_tokens=8)
+    for _ in range(2):
+        world.turn()
+    world.submit("p", prompt=10, max_tokens=30)
+    world.submit("p", prompt=[*prompt, 7], max_tokens=20)
+    world.run()
+    statistics = world.core.statistics()
+    assert statistics.preemptions > 0
+    assert statistics.recomputed_tokens == 0
+    assert_right_outputs(world)
+
+
+@LOCKSTEP_AND_AHEAD
 @pytest.mark.parametrize("kv", list(KvPreempted))
 def test_a_call_preempted_in_mid_prefill_goes_on_there(kv: KvPreempted, plans: int) -> None:
     world = world_of(kv=kv, plans=plans, max_num_seqs=1, host_blocks=64, quantum_s=1.5, prefix_caching=False)
