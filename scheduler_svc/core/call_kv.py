@@ -49,7 +49,7 @@ def hash_blocks(executor: "Executor", call: "Call", blocks: int) -> None:
     if not call.block_hashes and call.spec.hash_block_size == executor.spec.block_size:
         call.block_hashes = unpack_digests(call.spec.prompt_block_hashes)
     if len(call.block_hashes) < blocks:
-        root = root_hash(call.spec.tenant, call.spec.cache_salt)
+        root = b"" if call.block_hashes else root_hash(call.spec.tenant, call.spec.cache_salt)
         extend_hashes(call.block_hashes, root, call.tokens, blocks, executor.spec.block_size)
 
 
@@ -131,8 +131,7 @@ def publish(executor: "Executor", call: "Call", end: int) -> None:
     if first >= last or not executor.spec.prefix_caching:
         return
     hash_blocks(executor, call, last)
-    for index in range(first, last):
-        executor.kv.publish(call.blocks[index], call.block_hashes[index])
+    executor.kv.publish_all(call.blocks[first:last], call.block_hashes[first:last])
 
 
 def _certain_blocks(executor: "Executor", call: "Call") -> int:

@@ -106,6 +106,9 @@ class Planner:
 
 def first_able(draft: Draft) -> Call | None:
     """The first waiting call that may be started in this plan."""
+    first = draft.executor.queue.waiting_first()
+    if first is None or (first.in_flight == 0 and not draft.preempted and not draft.passed):
+        return first
     for call in draft.executor.queue.waiting():
         if call.in_flight == 0 and call not in draft.preempted and call not in draft.passed:
             return call

@@ -130,7 +130,7 @@ class Traffic:
                     executor.calls[handle].failed = True
                 return replace(result, handles=rest, tokens=rest_tokens, failures={handle: "broken"})
             case "token":
-                bad = self.random.choice([-1, VOCAB_SIZE, 2**31 - 1, 2**31])
+                bad = self.random.choice([-1, -VOCAB_SIZE - 1, VOCAB_SIZE, 2**31 - 1, 2**31])
                 return replace(result, handles=[*rest, handle], tokens=[*rest_tokens, bad])
             case "lost":
                 return replace(result, handles=rest, tokens=rest_tokens)

@@ -176,15 +176,23 @@ class KvCache:
             del plain[len(plain) - count :]
         else:
             assert 0 <= count <= self.available, f"{count} blocks wanted, {self.available} available"
-            taken = [plain.pop() if plain else self._store.evict() for _ in range(count)]
+            taken = plain[::-1]
+            plain.clear()
+            taken += self._store.evict(count - len(taken))
         for block in taken:
             references[block] = 1
         return taken
 
     def publish(self, block: BlockId, key: Key) -> None:
         """Makes a held block findable, unless its content is found on the device already."""
-        if self._device.contents[block] is None:
-            self._store.name(block, key)
+        self.publish_all((block,), (key,))
+
+    def publish_all(self, blocks: Sequence[BlockId], keys: Sequence[Key]) -> None:
+        """The same for several blocks. Shape of both: (blocks,)."""
+        of_block, name = self._device.contents, self._store.name
+        for block, key in zip(blocks, keys, strict=True):
+            if of_block[block] is None:
+                name(block, key)
 
     def give_back(
         self,
@@ -220,8 +228,13 @@ class KvCache:
         if program is not None and named:
             retained = [content for content in contents[len(contents) - named :] if content is not None]
             (self._retention.retain if wanted else self._retention.let_go)(program, retained)
+        references, unheld, unhold = self._device.references, self._device.unheld, store.unhold
         for block, content in zip(reversed(blocks), contents, strict=True):
-            store.unhold(block, content)
+            if references[block] == 1 and content is not None and content.device == block and content.warm:
+                references[block] = 0
+                unheld[block] = None
+            else:
+                unhold(block, content)
 
     def own(self, keys: Iterable[Key]) -> None:
         """A call that holds these private contents on the device, alone, is going to write into them: they

@@ -102,7 +102,11 @@ class Retention:
     def forget(self, content: Content) -> None:
         """The content is nowhere any more: nobody retains it."""
         for retainer in content.retainers:
-            self._remove(retainer, content)
+            if retainer.standing is Standing.LIVE and len(retainer.pairs) > 1:
+                del retainer.pairs[content]
+                self.live_pairs -= 1
+            else:
+                self._remove(retainer, content)
 
     def _remove(self, retainer: Retainer, content: Content) -> None:
         """Takes a pair off its program's books."""

@@ -36,7 +36,8 @@ class Store:
             self.clock += 1
             content = self.contents[key] = Content(key, self.clock)
         if content.device is None:
-            self.device.put(content, block)
+            content.device = block
+            self.device.contents[block] = content
         return content
 
     def unhold(self, block: BlockId, content: Content | None) -> None:
@@ -84,10 +85,14 @@ class Store:
 
     # ── leaving the device ──────────────────────────────────────────────────────────────────────────
 
-    def evict(self) -> BlockId:
-        """Frees a device block: the one place that decides whose content leaves the device."""
-        if not self.host.contents and not self.device.lapsed:
-            return self._evict_oldest()
+    def evict(self, count: int) -> list[BlockId]:
+        """Frees device blocks, which there are: the one place that decides whose content leaves the
+        device."""
+        if self.host.contents or self.device.lapsed:
+            return [self._evict_worst() for _ in range(count)]
+        return self._evict_oldest(count)
+
+    def _evict_worst(self) -> BlockId:
         standing, content = self.device.worst()
         if self.move_to_host and standing is not Standing.ENDED:
             self.copy_to_host(content, standing)
@@ -97,17 +102,20 @@ class Store:
             self.forget(content)
         return block
 
-    def _evict_oldest(self) -> BlockId:
+    def _evict_oldest(self, count: int) -> list[BlockId]:
         """The same where there is no host tier and nobody has ended or is idle, without asking around."""
-        device = self.device
-        block, _ = device.unheld.popitem(last=False)
-        content = device.contents[block]
-        assert content is not None, "an unheld block has a content"
-        device.contents[block] = content.device = None
-        self.forgotten += 1
-        del self.contents[content.key]
-        self.retention.forget(content)
-        return block
+        unheld, of_block, by_key = self.device.unheld, self.device.contents, self.contents
+        forget, blocks = self.retention.forget, []
+        for _ in range(count):
+            block, _ = unheld.popitem(last=False)
+            content = of_block[block]
+            assert content is not None, "an unheld block has a content"
+            of_block[block] = content.device = None
+            del by_key[content.key]
+            forget(content)
+            blocks.append(block)
+        self.forgotten += count
+        return blocks
 
     def leave_device(self, content: Content) -> BlockId:
         """Takes an unheld content off its device block; the block is the caller's."""

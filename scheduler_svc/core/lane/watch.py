@@ -18,10 +18,8 @@ class StopWatch:
         """
         self.vocab_size = vocab_size
         self._rows: dict[int, int] = {}
-        self._table = np.zeros(2 * vocab_size, np.bool_)
-        """By token. The second half is never a token, but what lies there is worth a look: negative indices
-        reach it, too."""
-        self._table[vocab_size:] = True
+        self._table = np.zeros(vocab_size, np.bool_)
+        """By token."""
 
     def add(self, spec: CallSpec) -> None:
         """A row of this call joins those that are watched."""
@@ -42,14 +40,12 @@ class StopWatch:
     def look(self, tokens: Int32Array) -> list[int] | None:
         """Indices of the tokens that may stop their rows; None when one of them is no token at all."""
         try:
-            marks = self._table.take(tokens)
+            marks = self._table.take(tokens.view(np.uint32))  # what is negative is too large then
         except IndexError:
             return None
         packed = marks.tobytes()
         if packed.find(1) < 0:
             return _NONE
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocab_size:
-            return None
         return list(marks.nonzero()[0].tolist())
 
     def _tokens_of(self, spec: CallSpec) -> Iterable[int]:
