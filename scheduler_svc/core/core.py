@@ -304,14 +304,18 @@ class Core:
 
     def _plan_due(self, _event: ev.PlanDue) -> None:
         for executor in list(self.fleet):
-            self.lifecycle.let_in(executor, self._now)
-            while self._planner.plan(executor, self._now):
-                pass
-            if executor.draining and not executor.calls and not executor.in_flight:
-                self._detach(executor)
-                self._outbox.append(
-                    CloseExecutor(executor_id=executor.executor_id, reason="drained", drained=True)
-                )
+            if executor.can_take_plan:
+                self._plan_for(executor)
+
+    def _plan_for(self, executor: Executor) -> None:
+        self.lifecycle.let_in(executor, self._now)
+        while self._planner.plan(executor, self._now):
+            pass
+        if executor.draining and not executor.calls and not executor.in_flight:
+            self._detach(executor)
+            self._outbox.append(
+                CloseExecutor(executor_id=executor.executor_id, reason="drained", drained=True)
+            )
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────
 

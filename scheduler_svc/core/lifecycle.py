@@ -148,7 +148,9 @@ class Lifecycle:
 
     def let_in(self, executor: Executor, now: float) -> None:
         """Queues the calls of new programs for which there is room now (working-set admission)."""
-        for call in executor.gate.let_in(is_idle=not len(executor.queue)):
+        if not executor.gate:
+            return
+        for call in executor.gate.let_in(is_idle=not executor.queue):
             executor.queue.add(call)
             self._watch_starvation(call, now)
 
