@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("repository", deadline=None, print_blob=True)  # a shared machine has no deadlines
+settings.register_profile("long", parent=settings.get_profile("repository"), max_examples=5000)
 settings.load_profile("repository")
 
 MARKED_DIRECTORIES = ("integration", "e2e")
