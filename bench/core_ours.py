@@ -12,6 +12,7 @@ executor's part is played by `bench.core_responder`, outside of all times, one p
 """
 
 import gc
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
@@ -100,7 +101,7 @@ class Side:
 
     def _next_call(self) -> CallSpec:
         number = self._submitted
-        tokens = prompt(number)
+        tokens = array("i", prompt(number))  # as the door hands it over
         self._submitted += 1
         return CallSpec(
             call_id=CallId(f"call-{number}"),
