@@ -15,6 +15,7 @@ from scheduler_svc.core.config import (
     CoreConfig,
     Fit,
     KvPreempted,
+    PlannerKind,
     ServiceUnit,
     Tie,
 )
@@ -106,6 +107,7 @@ OPTIONS: dict[str, Callable[[Random], Any]] = {
     "live_calls_max": _one_of(40, *[100_000] * 5),
     "unacknowledged_calls_max": _one_of(2, 20, 1000),
     "executor_losses_max": _one_of(1, 3, 1000),
+    "planner": lambda random: random.choice([PlannerKind.COLUMNAR, *PlannerKind]),
 }
 """Field of `CoreConfig` -> how it is drawn. Quanta are in units of what it takes to compute the longest call,
 boundaries are drawn as the first one."""
@@ -123,15 +125,7 @@ def draw_policy_changes(random: Random, shape: Shape) -> dict[str, Any]:
 
 
 def _fit_together(random: Random, values: dict[str, Any], shape: Shape) -> dict[str, Any]:
-    """Mends options that depend on each other.
-
-    Where recomputation is charged (seconds) and a quantum is below what it takes to compute the longest call,
-    calls that are promoted for starving or that take turns may take each other's memory for ever, each time
-    before anything new was computed: nothing is promoted and nobody takes turns then.
-    """
-    if values["service_unit"] is ServiceUnit.SECONDS and values["first_quantum_s"] < 1:
-        values["starvation_beta"] = None
-        values["tie"] = random.choice((Tie.PROGRAM_ARRIVAL, Tie.CALL_ARRIVAL))
+    """Mends options that depend on each other."""
     values["first_quantum_s"] *= shape.longest_prefill_s
     first = values["level_boundaries_s"]
     if first is not None:

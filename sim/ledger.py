@@ -116,7 +116,7 @@ class Ledger:
         stream = self._streams[effect.frontend_id]
         count = 0
         for handle, token in zip(effect.handles, effect.tokens, strict=True):
-            record = stream[handle]
+            record = stream[StreamHandle(handle)]
             output, expected = record.output, record.expected.tokens
             index = len(output)
             if record.end is not None or not record.started:
