@@ -45,6 +45,7 @@ from scheduler_svc.core.ids import CallId, ExecutorId, FrontendId, ProgramId, St
 from scheduler_svc.shell import executor_wire, frontend_wire
 from scheduler_svc.shell.output_columns import OutputColumns
 from svc_runtime.block_hashes import hash_prompt
+from svc_runtime.gc_control import THRESHOLDS
 
 MODEL = "bench"
 TENANT = TenantId("bench")
@@ -212,6 +213,7 @@ def set_up(load: Load) -> Callable[[int], Samples]:
     """Fills the core and warms it up; the garbage collector is set as in the service."""
     side = Side(load)
     side.measure(WARM_UP_STEPS)
+    gc.set_threshold(*THRESHOLDS)
     gc.collect()
     gc.freeze()
     return side.measure
