@@ -27,6 +27,9 @@ class CallState(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    __hash__ = object.__hash__
+    """By identity: the enum's own is a call of a Python function, and states are looked up all the time."""
+
 
 class Trigger(Enum):
     """Why a call changes its state."""
@@ -41,6 +44,8 @@ class Trigger(Enum):
     FINISH = "finish"
     FAIL = "fail"
     CANCEL = "cancel"
+
+    __hash__ = object.__hash__
 
 
 LIVE = frozenset({CallState.QUEUED, CallState.PREPARING, CallState.RUNNING})

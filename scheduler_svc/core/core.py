@@ -28,7 +28,7 @@ from scheduler_svc.core.errors import ProtocolBroken, Refused
 from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, TenantId
-from scheduler_svc.core.lifecycle import CallTimer, Lifecycle, bring_up_to_date
+from scheduler_svc.core.lifecycle import Lifecycle, bring_up_to_date
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policies import make_policy
 from scheduler_svc.core.process_table import ProcessTable, Program
@@ -291,11 +291,10 @@ class Core:
 
     def _time_passed(self, _event: ev.TimePassed) -> None:
         self.lifecycle.programs.time_passed(self._now)
-        for kind, call_id in self.lifecycle.call_timers.pop_due(self._now):
-            if kind is CallTimer.STARVATION:
-                self.lifecycle.look_at_starvation(call_id, self._now)
-            else:
-                self._deadline_passed(call_id)
+        for call_id in self.lifecycle.deadlines.pop_due(self._now):
+            self._deadline_passed(call_id)
+        for call_id in self.lifecycle.starvation_looks.pop_due(self._now):
+            self.lifecycle.look_at_starvation(call_id, self._now)
 
     def _deadline_passed(self, call_id: CallId) -> None:
         call = self.registry.live(call_id)

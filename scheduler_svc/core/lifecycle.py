@@ -11,7 +11,6 @@ events submit, cancel and fail: all of them through here.
 
 from array import array
 from collections.abc import Iterable
-from enum import Enum
 
 from scheduler_svc.core import call_kv
 from scheduler_svc.core.admission import check_call
@@ -42,13 +41,6 @@ _STARVATION_SLACK_S = 1e-6
 """A call this close to starving starves: what is left may be less than the clock can add."""
 
 
-class CallTimer(Enum):
-    """What a call is timed for."""
-
-    DEADLINE = "deadline"
-    STARVATION = "starvation"
-
-
 class Lifecycle:
     """Moves calls through their states. Effects are appended to `outbox` in order."""
 
@@ -71,7 +63,8 @@ class Lifecycle:
         self._outbox = outbox
         self._gates = config.admission is Admission.WORKING_SET
         self._submitted = 0
-        self.call_timers: Timers[tuple[CallTimer, CallId]] = Timers()
+        self.deadlines: Timers[CallId] = Timers()
+        self.starvation_looks: Timers[CallId] = Timers()
         self.programs = ProgramWatch(config, table, fleet)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────
@@ -93,7 +86,7 @@ class Lifecycle:
         call.level = self._policy.level_at_arrival(call)
         self.programs.call_arrived(program)
         if spec.deadline_s is not None:
-            self.call_timers.set((CallTimer.DEADLINE, spec.call_id), now + spec.deadline_s)
+            self.deadlines.set(spec.call_id, now + spec.deadline_s)
         self._counters.calls_submitted += 1
         self.dispatch(call, now)
 
@@ -245,7 +238,7 @@ class Lifecycle:
             call.quantum_used_ps = 0
         self._fleet.use(policy)
         for call in self._registry.all_live():
-            self.call_timers.drop((CallTimer.STARVATION, call.spec.call_id))
+            self.starvation_looks.drop(call.spec.call_id)
             if call.queue_key is not None:
                 self._watch_starvation(call, now)
 
@@ -255,9 +248,7 @@ class Lifecycle:
             return
         left_s = starves_in_s(call, beta, now, self._policy.unit)
         if left_s is not None:
-            self.call_timers.set(
-                (CallTimer.STARVATION, call.spec.call_id), now + min(left_s, _STARVATION_LOOK_S)
-            )
+            self.starvation_looks.set(call.spec.call_id, now + min(left_s, _STARVATION_LOOK_S))
 
     def look_at_starvation(self, call_id: CallId, now: float) -> None:
         """Promotes a waiting call that starves, else looks again when it may. Source: Autellix Alg. 1."""
@@ -307,7 +298,7 @@ class Lifecycle:
         """Takes a live call off its executor with all of its tokens; the caller dispatches it again."""
         _leave_columns(call)
         _placed(call).drop(call)
-        self.call_timers.drop((CallTimer.STARVATION, call.spec.call_id))
+        self.starvation_looks.drop(call.spec.call_id)
         if call.state is not CallState.QUEUED:
             self._turn(call, Trigger.REQUEUE, now)
 
@@ -318,8 +309,8 @@ class Lifecycle:
             self._fleet.unplaced.pop(call.spec.call_id, None)
         else:
             call.executor.drop(call)
-        for kind in CallTimer:
-            self.call_timers.drop((kind, call.spec.call_id))
+        self.deadlines.drop(call.spec.call_id)
+        self.starvation_looks.drop(call.spec.call_id)
         self._registry.mark_ended(call)
         program = call.program
         if call.path_parents:

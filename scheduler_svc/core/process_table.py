@@ -45,6 +45,8 @@ class Program:
     seq: int
     """Order of opening in this core."""
     opened_s: float
+    quiet_since_s: float = 0.0
+    """When it had no live call any more; of no meaning while it has one."""
     is_kv_idle: bool = False
     """Whether it had no live call for so long that its KV gives way before that of others."""
     ended: ProgramState | None = None

@@ -25,17 +25,16 @@ class ProgramWatch:
         self._config = config
         self._table = table
         self._fleet = fleet
-        self._ends: Timers[ProgramKey] = Timers()
-        self._kv_idles: Timers[ProgramKey] = Timers()
+        self._timers: Timers[ProgramKey] = Timers()
+        self._idle_kv_s = min(config.idle_kv_s, config.idle_timeout_s)
 
     def __len__(self) -> int:
         """Programs that are timed."""
-        return len(self._ends)
+        return len(self._timers)
 
     def call_arrived(self, program: Program) -> None:
         """A call of the program is live."""
-        self._ends.drop(program.key)
-        self._kv_idles.drop(program.key)
+        self._timers.drop(program.key)
         if program.is_kv_idle:
             program.is_kv_idle = False
             for executor in self._executors_of(program):
@@ -48,13 +47,13 @@ class ProgramWatch:
         elif program.single_call and program.finished_calls:
             self.end(program, ProgramState.ENDED)
         else:
-            self._ends.set(program.key, now + self._config.idle_timeout_s)
-            self._kv_idles.set(program.key, now + self._config.idle_kv_s)
+            program.quiet_since_s = now
+            quiet_s = self._config.idle_timeout_s if program.is_kv_idle else self._idle_kv_s
+            self._timers.set(program.key, now + quiet_s)
 
     def end(self, program: Program, how: ProgramState) -> None:
         """Closes a program to further calls. Its KV stays worth something while calls of it are live."""
-        self._ends.drop(program.key)
-        self._kv_idles.drop(program.key)
+        self._timers.drop(program.key)
         self._table.end(program, how)
         if not program.live_calls:
             for executor in self._executors_of(program):
@@ -62,21 +61,23 @@ class ProgramWatch:
             self._release_room(program)
 
     def time_passed(self, now: float) -> None:
-        """Looks at the programs that are due."""
-        for key in self._kv_idles.pop_due(now):
-            self._kv_idled(key)
-        for key in self._ends.pop_due(now):
+        """Looks at the programs that are due: they become idle, or have been idle for so long that they
+        end."""
+        for key in self._timers.pop_due(now):
             program = self._table.get(*key)
-            if program is not None:
+            if program is None:
+                continue
+            if program.is_kv_idle:
                 self.end(program, ProgramState.TIMED_OUT)
+            else:
+                self._kv_idled(program)
+                self._timers.set(key, program.quiet_since_s + self._config.idle_timeout_s)
 
-    def _kv_idled(self, key: ProgramKey) -> None:
-        program = self._table.get(*key)
-        if program is not None:
-            program.is_kv_idle = True
-            for executor in self._executors_of(program):
-                executor.kv.program_idle(key)
-            self._release_room(program)
+    def _kv_idled(self, program: Program) -> None:
+        program.is_kv_idle = True
+        for executor in self._executors_of(program):
+            executor.kv.program_idle(program.key)
+        self._release_room(program)
 
     def _release_room(self, program: Program) -> None:
         """Nothing is promised any more to a program that was let in, whether a call of it ran or not."""

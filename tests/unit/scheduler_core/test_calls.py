@@ -7,7 +7,6 @@ import pytest
 from scheduler_svc.core.effects import AnnounceCall, EmitTokens, FinishCall, FinishReason
 from scheduler_svc.core.events import CallPrepared, CancelReason, FrontendLost, PlanDue, TimePassed
 from scheduler_svc.core.ids import CallId, FrontendId, StreamHandle, TenantId
-from scheduler_svc.core.lifecycle import CallTimer
 from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE, expected_output
 from tests.unit.scheduler_core.world import World, executor_spec
 
@@ -345,9 +344,9 @@ class TestStarvation:
         call = world.core.registry.live(world.submit("old", prompt=2, max_tokens=2))
         assert call is not None
         assert call.level == 1
-        timers = world.core.lifecycle.call_timers
+        timers = world.core.lifecycle.starvation_looks
         while call.level > 0:
-            world.now = min(due_s for due_s, _, (kind, _) in timers._heap if kind is CallTimer.STARVATION)
+            world.now = min(due_s for due_s, _, _ in timers._heap)
             world.feed(TimePassed())
         assert world.core.statistics().promotions == 1
 

@@ -140,7 +140,7 @@ class TestEnding:
         assert len(world.core.programs()) == 5
         assert len(world.core.registry._calls) == 5
         assert len(world.core.lifecycle.programs) == 0
-        assert len(world.core.lifecycle.call_timers) == 0
+        assert (len(world.core.lifecycle.deadlines), len(world.core.lifecycle.starvation_looks)) == (0, 0)
 
 
 class TestCounters:
