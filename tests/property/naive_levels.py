@@ -97,8 +97,10 @@ class NaiveLevels:
                     f"{call.spec.call_id} was promoted and does not starve"
                 )
                 assert known.promoted_at is not None
-                service_ps = known.promoted_at.used.service_ps
-                call.promoted_at = next(s for s in standings if s[1][ServiceUnit.SECONDS] == service_ps)
+                core_waited_s = known.promoted_at.waited_s
+                call.promoted_at = min(standings, key=lambda standing: abs(standing[0] - core_waited_s))
+                assert abs(call.promoted_at[0] - core_waited_s) < 1e-6
+                assert call.promoted_at[1][ServiceUnit.SECONDS] == known.promoted_at.used.service_ps
                 call.level, call.quantum_used_ps = 0, 0
                 books.counts["promotions"] += 1
             if not (waits and call.level > 0 and _starves(books.config, call, [*_standings(call)][-1])):
