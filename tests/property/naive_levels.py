@@ -97,10 +97,13 @@ class NaiveLevels:
                     f"{call.spec.call_id} was promoted and does not starve"
                 )
                 assert known.promoted_at is not None
-                core_waited_s = known.promoted_at.waited_s
-                call.promoted_at = min(standings, key=lambda standing: abs(standing[0] - core_waited_s))
-                assert abs(call.promoted_at[0] - core_waited_s) < 1e-6
-                assert call.promoted_at[1][ServiceUnit.SECONDS] == known.promoted_at.used.service_ps
+                told = known.promoted_at
+                call.promoted_at = next(
+                    (waited_s, used)
+                    for waited_s, used in standings
+                    if abs(waited_s - told.waited_s) < 1e-6
+                    and used[ServiceUnit.SECONDS] == told.used.service_ps
+                )
                 call.level, call.quantum_used_ps = 0, 0
                 books.counts["promotions"] += 1
             if not (waits and call.level > 0 and _starves(books.config, call, [*_standings(call)][-1])):
