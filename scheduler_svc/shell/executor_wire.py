@@ -10,7 +10,6 @@ because giving a part to another message copies it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +23,8 @@ from svc_runtime.columns import pack_i32
 
 PROTOCOL_VERSION = 1
 """Version of executor/v1 that this scheduler speaks."""
+STEP_S_MAX = 3600.0
+"""Longest step, or copying of one, that is believed: the core adds them up in 64 bits of picoseconds."""
 
 _AT_LEAST = {
     "max_num_seqs": 1,
@@ -134,7 +135,7 @@ def _unsupported(what: str, field: str, limit: str, value: str) -> Refused:
 
 
 def step_completed(executor_id: ExecutorId, result: pb.StepResult) -> StepCompleted:
-    """Raises: ProtocolBroken when columns are torn or differ in length, or seconds are not a duration."""
+    """Raises: ProtocolBroken when columns are torn or differ in length, or seconds are no step's."""
     handles = _column(result.handles, "result.handles")
     tokens = _column(result.tokens, "result.tokens")
     step, step_s, swap_s = result.step, result.step_s, result.swap_s
@@ -169,8 +170,8 @@ def _column(column: bytes, name: str) -> Sequence[Any]:
 
 
 def _check_seconds(step: int, name: str, seconds: float) -> None:
-    if not 0.0 <= seconds < inf:
-        raise ProtocolBroken(f"step {step}: {name} is {seconds}")
+    if not 0.0 <= seconds <= STEP_S_MAX:
+        raise ProtocolBroken(f"step {step}: {name} is {seconds}, not in 0..{STEP_S_MAX:g}")
 
 
 # ── core -> executor ────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ import asyncio
 
 import structlog
 
+from protos.autellix.executor.v1 import executor_pb2
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from svc_runtime.columns import pack_i32, unpack_i32
 from tests.unit.scheduler_shell.conftest import Dial, Start
@@ -100,6 +101,22 @@ async def test_calls_of_a_lost_executor_continue_on_another(start: Start, dial: 
         assert frontend.tokens[handle] == continuation([9, handle + 1], 8)
     resumed = [unpack_i32(call.output_token_ids) for call in second.calls.values()]
     assert any(resumed), "no call brought its tokens along"
+
+
+async def test_an_executor_with_a_broken_clock_harms_nobody_else(start: Start, dial: Dial) -> None:
+    server = await start()
+    async with FakeFrontend(dial(server)) as frontend:
+        await frontend.open_program()
+        async with FakeExecutor(dial(server), obedient=False, executor_id="broken") as broken:
+            await frontend.submit(7, [1, 2, 3])
+            await until(lambda: len(broken.plans) > 0)
+            result = broken._execute(broken.plans[0])
+            result.step_s = 1e17
+            await broken.send(executor_pb2.AttachRequest(result=result))
+            assert await broken.refusal() == "PROTOCOL_BROKEN"
+        async with FakeExecutor(dial(server)):
+            await frontend.finish(7)
+    assert frontend.tokens[7] == continuation([1, 2, 3], 8)
 
 
 async def test_a_call_with_a_grammar_waits_for_its_preparation(start: Start, dial: Dial) -> None:

@@ -127,6 +127,8 @@ def test_a_steady_result_carries_columns_and_nothing_else() -> None:
         executor_pb2.StepResult(step_s=float("inf")),
         executor_pb2.StepResult(swap_s=float("nan")),
         executor_pb2.StepResult(swap_s=-1.0),
+        executor_pb2.StepResult(step_s=executor_wire.STEP_S_MAX + 1),
+        executor_pb2.StepResult(swap_s=executor_wire.STEP_S_MAX + 1),
     ],
 )
 def test_a_torn_result_is_the_executor_s_mistake(torn: executor_pb2.StepResult) -> None:
