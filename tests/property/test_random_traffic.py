@@ -29,7 +29,7 @@ from tests.property.core_options import (
 )
 from tests.property.core_world import CoreWorld
 
-SEEDS = range(settings().max_examples // 3)
+SEEDS = range(settings().max_examples // 4)
 
 
 class Traffic:
