@@ -30,7 +30,8 @@ from scheduler_svc.core.snapshots import ProgramState
 
 ProgramKey = tuple[TenantId, ProgramId]
 
-_EXECUTORS_LISTED = 64
+EXECUTORS_LISTED = 64
+"""Most executors that a program lists."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -156,7 +157,7 @@ class Program:
 
     def ran_on(self, executor_id: ExecutorId) -> None:
         """Remembers an executor that runs one of its calls."""
-        if len(self.executor_ids) < _EXECUTORS_LISTED:
+        if len(self.executor_ids) < EXECUTORS_LISTED:
             self.executor_ids[executor_id] = None
 
 

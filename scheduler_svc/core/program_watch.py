@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.fleet import Fleet
-from scheduler_svc.core.process_table import ProcessTable, Program, ProgramKey
+from scheduler_svc.core.process_table import EXECUTORS_LISTED, ProcessTable, Program, ProgramKey
 from scheduler_svc.core.snapshots import ProgramState
 from scheduler_svc.core.timers import Timers
 
@@ -85,6 +85,8 @@ class ProgramWatch:
             executor.gate.forget(program.key)
 
     def _executors_of(self, program: Program) -> Iterator[Executor]:
-        """Attached executors that ran calls of the program."""
+        """Attached executors that ran calls of the program; all of them when its list is full."""
+        if len(program.executor_ids) >= EXECUTORS_LISTED:
+            return iter(self._fleet)
         attached = map(self._fleet.get, program.executor_ids)
         return (executor for executor in attached if executor is not None)

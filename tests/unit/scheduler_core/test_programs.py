@@ -5,7 +5,8 @@ import pytest
 from scheduler_svc.core.effects import FinishReason
 from scheduler_svc.core.errors import Refused
 from scheduler_svc.core.events import ProgramCancelled, ProgramEnded, ProgramOpened
-from scheduler_svc.core.ids import ProgramId, TenantId
+from scheduler_svc.core.ids import ExecutorId, ProgramId, TenantId
+from scheduler_svc.core.process_table import EXECUTORS_LISTED
 from scheduler_svc.core.snapshots import ProgramSnapshot, ProgramState
 from tests.unit.scheduler_core.world import TENANT, World, executor_spec
 
@@ -234,3 +235,18 @@ def test_models_show_what_a_frontend_must_respect() -> None:
     (model,) = world.core.models()
     assert (model.executors, model.num_blocks, model.max_model_len, model.max_call_tokens) == (2, 76, 64, 40)
     assert (model.params_formats, model.simulated) == (("b",), False)
+
+
+def test_a_program_that_ran_on_more_executors_than_it_lists_leaves_no_kv_behind() -> None:
+    world = World()
+    world.open("p")
+    program = world.core.table.get(TENANT, ProgramId("p"))
+    assert program is not None
+    program.executor_ids = {ExecutorId(f"former-{number}"): None for number in range(EXECUTORS_LISTED)}
+    world.submit("p", prompt=12)
+    world.run()
+    executor = world.core.fleet.get(executor_spec().executor_id)
+    assert executor is not None
+    assert executor.kv.live_footprint > 0
+    world.feed(ProgramEnded(tenant=TENANT, program_id=ProgramId("p")))
+    assert executor.kv.live_footprint == 0
