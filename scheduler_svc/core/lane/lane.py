@@ -36,6 +36,8 @@ RESULTS_KEPT = 512
 """Results whose tokens the ring holds: a row is refreshed at least that often."""
 NEVER = np.iinfo(np.int64).max
 _NEVER = int(NEVER)
+_CLOCK_MAX_PS = 1 << 61
+"""The clock is set back here: 26 days. With the longest quantum on top it is still below NEVER."""
 
 Bucket = list[tuple[QueueKey, Seat]]
 """In the order of the queue; no two keys are equal, so seats are never compared."""
@@ -269,6 +271,17 @@ class Lane:
         """Books the seconds of the result that is the executor's newest by now."""
         self.clock_ps += step_ps
         self._clocks[self._executor.steps_done % self._kept] = self.clock_ps
+        if self.clock_ps >= _CLOCK_MAX_PS:
+            self._set_clock_back()
+
+    def _set_clock_back(self) -> None:
+        """Lets the clock begin anew: only differences matter, and 64 bits of picoseconds last 106 days."""
+        back_ps = self.clock_ps
+        self.clock_ps = 0
+        self._clocks = [clock_ps - back_ps for clock_ps in self._clocks]
+        self._next_clock[self._next_clock != NEVER] -= back_ps
+        if self._clock_due != _NEVER:
+            self._clock_due -= back_ps
 
     def due(self) -> list[Seat]:
         """Rows that must be looked at after the newest result, in no order."""
