@@ -101,7 +101,7 @@ images-local: ## Build and start the images without a Docker engine; root, build
 ##### Running #####
 
 .PHONY: demo
-demo: setup ## Agent programs under fcfs and under atlas, compared (MODEL=, SEED=)
+demo: setup ## Agent programs under fcfs and under plas, compared (MODEL=, SEED=)
 	@$(PY) -m demo run $(call flag,model,$(MODEL)) $(call flag,seed,$(SEED))
 
 .PHONY: up

@@ -1,6 +1,6 @@
 """Commands for people: `python -m demo [run|up|down|model]`; the Makefile's targets call them.
 
-run     agent programs under fcfs and under atlas, compared; starts and stops everything itself
+run     agent programs under fcfs and under plas, compared; starts and stops everything itself
 up      the services for one's own use, until `down`
 down    stops them
 model   makes the model ready and prints its path
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m demo", description="The demo and local services.")
     commands = parser.add_subparsers(required=True)
     for name, command, text in (
-        ("run", run, "compare fcfs and atlas on agent programs"),
+        ("run", run, "compare fcfs and plas on agent programs"),
         ("up", up, "start the services"),
         ("down", down, "stop the services"),
         ("model", prepare_model, "make the model ready"),
@@ -65,7 +65,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_up_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executors", type=_bounded(1, 64), default=1, help="number of model replicas")
-    parser.add_argument("--policy", default="atlas", help="of the scheduler, e.g. fcfs")
+    parser.add_argument("--policy", default="plas", help="of the scheduler, e.g. fcfs")
     parser.add_argument("--port", type=_bounded(1, 65535), default=8000, help="HTTP")
     parser.add_argument("--grpc-port", type=_bounded(1, 65535), default=50050, help="public gRPC")
     parser.add_argument("--scheduler-port", type=_bounded(1, 65535), default=50051, help="scheduler")

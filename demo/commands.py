@@ -24,7 +24,7 @@ from demo.workload import Arrival, WorkloadOptions, make_workload
 DemoFailures = (StackFailed, RunnerFailed, PortsTaken, ModelUnavailable, ProgramFailed)
 """What may go wrong and is told in one message."""
 
-BEFORE, AFTER = "fcfs", "atlas"
+BEFORE, AFTER = "fcfs", "plas"
 UP, DEMO = "up", "demo"
 DEMO_DRAIN_S = 5
 DEMO_KV_CACHE_GIB = 1.0

@@ -64,7 +64,7 @@ class StackOptions:
     """What to run."""
 
     model: LocalModel
-    policy: str = "atlas"
+    policy: str = "plas"
     executors: int = 1
     ports: StackPorts = StackPorts()
     max_num_seqs: int | None = None

@@ -50,7 +50,7 @@ class SchedulerSettings(ServiceSettings):
 
     # ── policy ──────────────────────────────────────────────────────────────────────────────────────
     policy: Literal["fcfs", "program_fcfs", "mlfq", "plas", "atlas", "gittins"] = Field(
-        default="atlas",
+        default="plas",
         description="fcfs, program_fcfs: calls or programs in order of arrival; least service first: of the "
         "call (mlfq), of its program (plas), of the longest path that led to it (atlas); gittins: least "
         "expected service until done, learned by class of program",

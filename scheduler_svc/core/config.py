@@ -95,7 +95,7 @@ class CoreConfig:
     Raises: BadOption (a ValueError) on a bad value.
     """
 
-    policy: str = "atlas"
+    policy: str = "plas"
     """"fcfs", "program_fcfs", "mlfq", "plas", "atlas" or "gittins"."""
     service_unit: ServiceUnit = ServiceUnit.COST
     """Unit of quanta, boundaries and of all service that the policy compares."""

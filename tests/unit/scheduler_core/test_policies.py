@@ -338,7 +338,7 @@ def test_a_bad_setting_names_its_field(field: str, value: float) -> None:
 
 def test_defaults_are_what_simulation_found_good() -> None:
     config = CoreConfig()
-    assert (config.policy, config.levels) == ("atlas", 8)
+    assert (config.policy, config.levels) == ("plas", 8)
     assert (config.first_quantum_s, config.quantum_ratio) == (1.0, 2.0)
     assert (config.service_unit, config.tie, config.fit) == (
         ServiceUnit.COST,

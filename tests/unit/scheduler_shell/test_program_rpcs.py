@@ -194,7 +194,7 @@ async def test_statistics_count_calls_refused_at_the_door_too(start: Start, dial
         await frontend.submit(2)  # by the core: no such program
         await until(lambda: len(frontend.refused) == 2)
         statistics = await frontend.programs.GetStatistics(pb.GetStatisticsRequest())
-    assert (statistics.calls_refused, statistics.policy) == (2, "atlas")
+    assert (statistics.calls_refused, statistics.policy) == (2, "plas")
 
 
 async def test_nothing_new_is_opened_while_draining(start: Start, dial: Dial) -> None:

@@ -93,7 +93,7 @@ async def test_what_makes_no_sense_is_refused_by_name(
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PARAMETER_OUT_OF_RANGE")
     assert (failure.field, failure.value) == (field, value)
     assert failure.limit.startswith(limit)
-    assert (await stub.GetStatistics(pb.GetStatisticsRequest())).policy == "atlas"
+    assert (await stub.GetStatistics(pb.GetStatisticsRequest())).policy == "plas"
 
 
 async def test_what_is_not_set_stays(start: Start, dial: Dial) -> None:
