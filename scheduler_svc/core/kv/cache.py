@@ -189,10 +189,7 @@ class KvCache:
 
     def publish_all(self, blocks: Sequence[BlockId], keys: Sequence[Key]) -> None:
         """The same for several blocks. Shape of both: (blocks,)."""
-        of_block, name = self._device.contents, self._store.name
-        for block, key in zip(blocks, keys, strict=True):
-            if of_block[block] is None:
-                name(block, key)
+        self._store.name(blocks, keys)
 
     def give_back(
         self,
@@ -212,29 +209,34 @@ class KvCache:
             wanted: False: the program does not retain them, even if it did.
         """
         store, named = self._store, len(keys)
-        of_block = self._device.contents
-        contents = [of_block[block] for block in blocks]
-        if None in contents[:named]:
-            for index, key in enumerate(keys):
-                if contents[index] is None:
-                    contents[index] = store.name(blocks[index], key)
+        contents = store.name(blocks[:named], keys)
         contents.reverse()
-        clock = store.clock
-        for content in contents:
-            if content is not None:
-                clock += 1
-                content.stamp = clock
-        store.clock = clock
-        if program is not None and named:
-            retained = [content for content in contents[len(contents) - named :] if content is not None]
-            (self._retention.retain if wanted else self._retention.let_go)(program, retained)
+        if named < len(blocks):
+            self._give_back_rest(blocks[named:])
+        if not named:
+            return
+        if program is not None and wanted:
+            self._retention.retain(program, contents, store.clock)
+            store.clock += named
+        else:
+            store.stamp(contents)
+            if program is not None:
+                self._retention.let_go(program, contents)
         references, unheld, unhold = self._device.references, self._device.unheld, store.unhold
-        for block, content in zip(reversed(blocks), contents, strict=True):
-            if references[block] == 1 and content is not None and content.device == block and content.warm:
+        for block, content in zip(reversed(blocks[:named]), contents, strict=True):
+            if references[block] == 1 and content.device == block and content.warm:  # as `unhold` would do
                 references[block] = 0
                 unheld[block] = None
             else:
                 unhold(block, content)
+
+    def _give_back_rest(self, blocks: Sequence[BlockId]) -> None:
+        """The blocks behind those that the caller names, published or not."""
+        for block in reversed(blocks):
+            content = self._device.contents[block]
+            if content is not None:
+                self._store.stamp((content,))
+            self._store.unhold(block, content)
 
     def own(self, keys: Iterable[Key]) -> None:
         """A call that holds these private contents on the device, alone, is going to write into them: they

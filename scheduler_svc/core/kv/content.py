@@ -35,7 +35,7 @@ class Standing(IntEnum):
 class Retainer:
     """A program that retains contents; known as long as there is one."""
 
-    __slots__ = ("cold", "pairs", "program", "standing", "turn", "walk")
+    __slots__ = ("alone", "cold", "pairs", "program", "standing", "turn", "walk")
 
     def __init__(self, program: ProgramKey) -> None:
         self.program = program
@@ -48,6 +48,31 @@ class Retainer:
         """Which entry of the queue of its standing is valid; 0: none."""
         self.walk: list[Content] | None = None
         """Pairs that are not settled yet, newest first; None: not begun."""
+        self.alone: dict[Retainer, None] = {self: None}
+        """Itself: `retainers` of all contents that nobody else retains. Never changed."""
+
+    def join(self, content: "Content") -> None:
+        """Becomes a retainer of a content that it did not retain."""
+        others = content.retainers
+        if not others:
+            content.retainers = self.alone
+        elif len(others) == 1:
+            content.retainers = {**others, self: None}
+        else:
+            others[self] = None
+
+    def part(self, content: "Content") -> None:
+        """Ceases to be one of a content's retainers."""
+        retainers = content.retainers
+        if len(retainers) > 2:
+            del retainers[self]
+            return
+        other = next((retainer for retainer in retainers if retainer is not self), None)
+        content.retainers = other.alone if other else NOBODY
+
+
+NOBODY: dict[Retainer, None] = {}
+"""`retainers` of all contents that nobody retains. Never changed."""
 
 
 class Content:
@@ -58,16 +83,17 @@ class Content:
 
     __slots__ = ("device", "host", "key", "listed", "pins", "retainers", "stamp", "warm")
 
-    def __init__(self, key: Key, stamp: int) -> None:
+    def __init__(self, key: Key, stamp: int, device: BlockId | None = None) -> None:
         self.key = key
-        self.device: BlockId | None = None
+        self.device = device
         self.host: BlockId | None = None
         self.stamp = stamp
         """When it was used last: a count of uses, different for each content."""
         self.warm = 0
         """Retainers that are not known to be idle or ended. Never less than the active ones."""
-        self.retainers: dict[Retainer, None] = {}
-        """Programs that retain it, less those known to have ended."""
+        self.retainers = NOBODY
+        """Programs that retain it, less those known to have ended: a dictionary of its own from two on. Most
+        contents have one retainer, and a dictionary each would be most of their memory."""
         self.pins = 0
         """Calls that found it on the host only and may bring it in."""
         self.listed = 0

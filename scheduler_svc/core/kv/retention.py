@@ -18,10 +18,10 @@ that eviction has no need of are settled bit by bit when new pairs come, so that
 blocks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 
-from scheduler_svc.core.kv.content import Content, ProgramKey, Retainer, Standing
+from scheduler_svc.core.kv.content import NOBODY, Content, ProgramKey, Retainer, Standing
 
 NEVER = 1 << 62
 """A stamp that is newer than all."""
@@ -66,10 +66,13 @@ class Retention:
         retainer = self._retainers.get(program)
         return len(retainer.pairs) if retainer else 0
 
-    def retain(self, program: ProgramKey, contents: Iterable[Content]) -> None:
-        """A program has used these contents, in order of their stamps, and may need them again.
+    def retain(self, program: ProgramKey, contents: Sequence[Content], clock: int) -> None:
+        """A program has used these contents, in this order, and may need them again.
 
         A program that is not known, or idle, is active from now on.
+
+        Args:
+            contents: They are stamped `clock` + 1, `clock` + 2, ...
         """
         retainer = self._retainers.get(program)
         if retainer is None:
@@ -78,11 +81,14 @@ class Retention:
             self.active(program)
         pairs = retainer.pairs
         before = len(pairs)
-        for content in contents:
-            if pairs.pop(content, None) is None:
-                content.retainers[retainer] = None
+        for stamp, content in enumerate(contents, clock + 1):
+            content.stamp = stamp
+            if content in pairs:
+                del pairs[content]
+            else:
+                retainer.join(content)
                 content.warm += 1
-            pairs[content] = content.stamp
+            pairs[content] = stamp
         new = len(pairs) - before
         self.live_pairs += new
         if self._ended_pairs > self._ended_pairs_max:
@@ -95,29 +101,35 @@ class Retention:
             return
         for content in contents:
             if content in retainer.pairs:
-                del content.retainers[retainer]
+                retainer.part(content)
                 content.warm -= content not in retainer.cold
                 self._remove(retainer, content)
 
-    def forget(self, content: Content) -> None:
-        """The content is nowhere any more: nobody retains it."""
-        for retainer in content.retainers:
-            if retainer.standing is Standing.LIVE and len(retainer.pairs) > 1:
-                del retainer.pairs[content]
-                self.live_pairs -= 1
-            else:
-                self._remove(retainer, content)
+    def forget(self, contents: Iterable[Content]) -> None:
+        """These contents are nowhere any more: nobody retains them."""
+        live, live_pairs = Standing.LIVE, self.live_pairs
+        for content in contents:
+            for retainer in content.retainers:
+                pairs = retainer.pairs
+                if retainer.standing is live and len(pairs) > 1:
+                    del pairs[content]
+                    live_pairs -= 1
+                else:
+                    self.live_pairs = live_pairs
+                    self._remove(retainer, content)
+                    live_pairs = self.live_pairs
+        self.live_pairs = live_pairs
 
     def _remove(self, retainer: Retainer, content: Content) -> None:
         """Takes a pair off its program's books."""
         del retainer.pairs[content]
         retainer.cold.pop(content, None)
-        if retainer.standing is Standing.ENDED:
-            self._ended_pairs -= 1
-            return
+        self._ended_pairs -= retainer.standing is Standing.ENDED
         self.live_pairs -= retainer.standing is Standing.LIVE
         if not retainer.pairs:
-            del self._retainers[retainer.program]
+            retainer.alone = NOBODY  # it would hold itself
+            if retainer.standing is not Standing.ENDED:
+                del self._retainers[retainer.program]
 
     # ── programs ────────────────────────────────────────────────────────────────────────────────────
 
@@ -201,7 +213,7 @@ class Retention:
         if retainer.standing is Standing.IDLE:
             retainer.cold[content] = None
         else:
-            del content.retainers[retainer]
+            retainer.part(content)
             self._remove(retainer, content)
         if not content.warm and (was_warm or not content.retainers):
             self._lapsed(content)
@@ -225,10 +237,14 @@ class Retention:
         Raises: AssertionError.
         """
         retainers: dict[Retainer, int] = {}
+        assert not NOBODY
         for content in contents:
             for retainer in content.retainers:
                 assert content in retainer.pairs, "a retainer does not know what it retains"
                 retainers[retainer] = retainers.get(retainer, 0) + 1
+            if len(content.retainers) < 2:
+                shared = next((retainer.alone for retainer in content.retainers), NOBODY)
+                assert content.retainers is shared, "a content has a dictionary for less than two retainers"
             warm = sum(content not in retainer.cold for retainer in content.retainers)
             assert warm == content.warm, f"{content.warm} warm pairs noted, there are {warm}"
         assert all(count == len(retainer.pairs) for retainer, count in retainers.items()), "a pair of nothing"

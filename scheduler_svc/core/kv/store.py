@@ -4,6 +4,8 @@ The rules of the copies (`swaps.py`) are kept here: a host block that is read is
 that is written is not copied out, and a copy that nobody needs any more is not ordered.
 """
 
+from collections.abc import Iterable, Sequence
+
 from scheduler_svc.core.ids import BlockId
 from scheduler_svc.core.kv.content import Content, Key, Standing
 from scheduler_svc.core.kv.retention import Retention
@@ -29,16 +31,28 @@ class Store:
 
     # ── contents ────────────────────────────────────────────────────────────────────────────────────
 
-    def name(self, block: BlockId, key: Key) -> Content:
-        """The content of a key; it lies in this held, nameless block if it was not on the device yet."""
-        content = self.contents.get(key)
-        if content is None:
-            self.clock += 1
-            content = self.contents[key] = Content(key, self.clock)
-        if content.device is None:
-            content.device = block
-            self.device.contents[block] = content
-        return content
+    def name(self, blocks: Sequence[BlockId], keys: Sequence[Key]) -> list[Content]:
+        """The contents of held blocks. The content of a nameless block is that of its key; it lies in the
+        block if it was not on the device yet. Shape of both: (blocks,)."""
+        of_block, by_key, clock = self.device.contents, self.contents, self.clock
+        named: list[Content] = []
+        for block, key in zip(blocks, keys, strict=True):
+            content = of_block[block]
+            if content is None:
+                content = by_key.get(key)
+                if content is None:
+                    clock += 1
+                    of_block[block] = content = by_key[key] = Content(key, clock, block)
+                elif content.device is None:
+                    self.device.put(content, block)
+            named.append(content)
+        self.clock = clock
+        return named
+
+    def stamp(self, contents: Iterable[Content]) -> None:
+        """These contents are used now, in this order."""
+        for stamp, content in enumerate(contents, self.clock + 1):
+            content.stamp = self.clock = stamp
 
     def unhold(self, block: BlockId, content: Content | None) -> None:
         """Takes a reference off a block.
@@ -75,7 +89,7 @@ class Store:
         if content.host is not None:
             self.host.free(self._leave_host(content))
         del self.contents[content.key]
-        self.retention.forget(content)
+        self.retention.forget((content,))
 
     def _relist(self, content: Content) -> None:
         """Lists a content by its new standing or age in the tiers where it can be evicted."""
@@ -88,12 +102,15 @@ class Store:
     def evict(self, count: int) -> list[BlockId]:
         """Frees device blocks, which there are: the one place that decides whose content leaves the
         device."""
-        if self.host.contents or self.device.lapsed:
-            return [self._evict_worst() for _ in range(count)]
-        return self._evict_oldest(count)
+        lapsed: list[BlockId] = []
+        while self.device.lapsed and len(lapsed) < count:
+            standing, content = self.device.worst()
+            if standing is Standing.LIVE:
+                break  # all pairs are settled: so are the others
+            lapsed.append(self._evict(content, standing))
+        return lapsed + self._evict_oldest(count - len(lapsed))
 
-    def _evict_worst(self) -> BlockId:
-        standing, content = self.device.worst()
+    def _evict(self, content: Content, standing: Standing) -> BlockId:
         if self.move_to_host and standing is not Standing.ENDED:
             self.copy_to_host(content, standing)
         block = self.leave_device(content)
@@ -103,17 +120,21 @@ class Store:
         return block
 
     def _evict_oldest(self, count: int) -> list[BlockId]:
-        """The same where there is no host tier and nobody has ended or is idle, without asking around."""
+        """The same where nothing has lapsed: the least recently used go."""
+        if self.host.contents:
+            return [self._evict(self.device.oldest(), Standing.LIVE) for _ in range(count)]
         unheld, of_block, by_key = self.device.unheld, self.device.contents, self.contents
-        forget, blocks = self.retention.forget, []
+        blocks: list[BlockId] = []
+        gone: list[Content] = []
         for _ in range(count):
             block, _ = unheld.popitem(last=False)
             content = of_block[block]
             assert content is not None, "an unheld block has a content"
             of_block[block] = content.device = None
             del by_key[content.key]
-            forget(content)
             blocks.append(block)
+            gone.append(content)
+        self.retention.forget(gone)
         self.forgotten += count
         return blocks
 

@@ -111,9 +111,13 @@ class DeviceTier:
             content = self.lapsed.oldest(standing)
             if content is not None:
                 return standing, content
+        return Standing.LIVE, self.oldest()
+
+    def oldest(self) -> Content:
+        """The least recently used unheld content, whatever its standing."""
         content = self.contents[next(iter(self.unheld))]
         assert content is not None, "an unheld block has a content"
-        return Standing.LIVE, content
+        return content
 
     def hold(self, block: BlockId) -> None:
         """Adds a reference to a block with a content."""
