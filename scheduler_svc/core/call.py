@@ -39,6 +39,7 @@ class Call:
     arrived_s: float
     tokens: "array[int]"
     """Prompt, then output: int32, since many calls wait for long."""
+    prompt_len: int = field(init=False)
     state: CallState = CallState.QUEUED
 
     # ── where it runs; all of it is void while executor is None ──
@@ -95,6 +96,9 @@ class Call:
     started: bool = False
     """Its frontend knows that it has been in a plan."""
 
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.spec.prompt_token_ids)
+
     @property
     def service_s(self) -> float:
         return self.service_ps / PS_PER_S
@@ -107,10 +111,6 @@ class Call:
     def used_ps(self, unit: ServiceUnit) -> int:
         """What it has used, in one unit."""
         return self.cost_ps if unit is ServiceUnit.COST else self.service_ps
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.spec.prompt_token_ids)
 
     @property
     def output_len(self) -> int:

@@ -46,6 +46,8 @@ class KeptKv:
 def hash_blocks(executor: "Executor", call: "Call", blocks: int) -> None:
     """Makes sure that the hashes of the call's first full blocks are known: those that its frontend sent, if
     they are for blocks of this size; the others are made here."""
+    if 0 < blocks <= len(call.block_hashes):
+        return
     if not call.block_hashes and call.spec.hash_block_size == executor.spec.block_size:
         call.block_hashes = unpack_digests(call.spec.prompt_block_hashes)
     if len(call.block_hashes) < blocks:

@@ -94,4 +94,7 @@ class CallRegistry:
             del self._calls[call_id]
 
     def _frontend_of(self, call: Call) -> FrontendCalls:
-        return self._frontends.setdefault(call.spec.frontend_id, FrontendCalls())
+        frontend = self._frontends.get(call.spec.frontend_id)
+        if frontend is None:
+            frontend = self._frontends[call.spec.frontend_id] = FrontendCalls()
+        return frontend

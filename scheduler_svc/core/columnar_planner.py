@@ -83,13 +83,15 @@ class ColumnarPlanner:
             return
         while draft.admitting and (call := first_able(draft)) is not None:
             before = bisect_right(needy, draft.executor.queue.displacing_key(call), done, key=_key_of)
-            self._proceed(draft, lane, needy[done:before], now)
-            done = before
+            if done < before:
+                self._proceed(draft, lane, needy[done:before], now)
+                done = before
             if not self._drafter.admit(draft, call, now):
                 draft.passed.add(call)
                 backfills = self._lifecycle.config.fit is Fit.BACKFILL
                 draft.admitting = backfills and len(draft.passed) <= BACKFILL_TRIES
-        self._proceed(draft, lane, needy[done:], now)
+        if done < len(needy):
+            self._proceed(draft, lane, needy[done:], now)
 
     def _proceed(
         self, draft: Draft, lane: Lane, needy: Needy, now: float, *, until_preempted: bool = False

@@ -55,6 +55,7 @@ class ColumnarReader:
             self._emit(step.samplers, tokens)
         for call, reason, stop_token_id in endings:
             self._lifecycle.finish(call, now, reason, stop_token_id)
+        lane.look_again()
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -94,8 +95,6 @@ class ColumnarReader:
                     unheld.append(int(step.samplers.row_of[slot]))
             if ending is not None:
                 endings.append(ending)
-        if due:
-            lane.look_again()
         return endings, unheld
 
     def _apply_object(
@@ -117,14 +116,17 @@ class ColumnarReader:
     def _look_at(
         self, lane: Lane, seat: Seat, step: ColumnsInFlight, tokens: Column, now: float
     ) -> Ending | None:
-        """A row of the lane that is due, or whose token may stop it."""
+        """A row of the lane that is due, or whose token may stop it. One that ends leaves the lane for that,
+        and is due until then."""
         call = seat.call
         lane.refresh(seat)
         self._book_siblings(lane, call, seat.slot, step)
         self._lifecycle.charge(call, 0, 0, now)
-        lane.looked_at(call)
         ending = stop_reason(call, tokens[int(step.samplers.row_of[seat.slot])])
-        return None if ending is None else (call, *ending)
+        if ending is not None:
+            return (call, *ending)
+        lane.looked_at(call)
+        return None
 
     def _book_siblings(self, lane: Lane, call: Call, slot: int, step: ColumnsInFlight) -> None:
         """Before a call may change its level: a policy that looks at all calls of the program sees those of

@@ -43,6 +43,7 @@ class Program:
     session_key: str
     class_name: str
     single_call: bool
+    key: ProgramKey = field(init=False)
     seq: int
     """Order of opening in this core."""
     opened_s: float
@@ -78,9 +79,8 @@ class Program:
     last_arrival_s: float | None = None
     last_completion_s: float | None = None
 
-    @property
-    def key(self) -> ProgramKey:
-        return (self.tenant, self.program_id)
+    def __post_init__(self) -> None:
+        self.key = (self.tenant, self.program_id)
 
     @property
     def service_s(self) -> float:
@@ -148,8 +148,9 @@ class Program:
         for parent in call.path_parents:
             end = self._path_end_of(parent)
             call.entry_path = call.entry_path if end is None else call.entry_path.longer(end)
-        self.path_ends.add(call.spec.call_id, call.path_end)
-        self.path = self.path.longer(call.path_end)
+        path_end = call.path_end
+        self.path_ends.add(call.spec.call_id, path_end)
+        self.path = self.path.longer(path_end)
 
     def _path_end_of(self, call_id: CallId) -> Path | None:
         live = self.live_calls.get(call_id)

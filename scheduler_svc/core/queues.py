@@ -155,7 +155,7 @@ class MultilevelQueue:
 
     def waiting_first(self) -> Call | None:
         """The first waiting call."""
-        return self._waiting.peekitem(0)[1] if self._waiting else None
+        return self._waiting[next(iter(self._waiting))] if self._waiting else None
 
     def running_after(self, call: Call) -> Iterator[Call]:
         """Running calls that come after `call`, the last of all first: those it may displace."""
@@ -167,7 +167,7 @@ class MultilevelQueue:
 
     def may_displace(self, call: Call) -> bool:
         """Whether any running call comes after `call`. O(log n)."""
-        return bool(self._running) and self._running.peekitem(-1)[0] > self.displacing_key(call)
+        return bool(self._running) and next(reversed(self._running)) > self.displacing_key(call)
 
     def goes_before(self, waiting: Call, running: Call) -> bool:
         """Whether a waiting call is served before a running one."""

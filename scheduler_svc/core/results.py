@@ -147,13 +147,13 @@ class ResultReader:
 
 def stop_reason(call: Call, token: int) -> tuple[FinishReason, int | None] | None:
     """How the newest token ends its call, if it does; the second value names a stop token of the request."""
-    spec = call.spec
-    if call.output_len >= spec.min_tokens:
+    spec, output_len = call.spec, call.output_len
+    if output_len >= spec.min_tokens:
         if token == spec.eos_token_id:
             return FinishReason.STOP, None
         if token in spec.stop_token_ids:
             return FinishReason.STOP, token
-    if call.output_len >= spec.max_tokens:
+    if output_len >= spec.max_tokens:
         return FinishReason.LENGTH, None
     return None
 

@@ -56,7 +56,7 @@ class WorkingSetGate:
 
     def discard(self, call: Call) -> None:
         """Takes a call away, if it waits here."""
-        calls = self._held.get(call.program.key)
+        calls = self._held.get(call.program.key) if self._held else None
         if calls is not None and calls.pop(call.spec.call_id, None) is not None and not calls:
             del self._held[call.program.key]
 

@@ -179,17 +179,25 @@ def _check_seconds(step: int, name: str, seconds: float) -> None:
 
 def call_announcement(effect: AnnounceCall) -> pb.CallAnnouncement:
     """Everything an executor needs to run or to continue a call."""
+    message = pb.CallAnnouncement()
+    _fill_announcement(message, effect)
+    return message
+
+
+def _fill_announcement(message: pb.CallAnnouncement, effect: AnnounceCall) -> None:
     call = effect.call
-    return pb.CallAnnouncement(
-        handle=effect.handle,
-        call_id=call.call_id,
-        program_id=call.program_id,
-        prompt_token_ids=pack_i32(call.prompt_token_ids),
-        output_token_ids=pack_i32(effect.output_token_ids),
-        params=call.params,
-        params_format=call.params_format,
-        needs_preparation=call.needs_preparation,
-    )
+    message.handle = effect.handle
+    message.call_id = call.call_id
+    message.program_id = call.program_id
+    message.prompt_token_ids = pack_i32(call.prompt_token_ids)
+    if effect.output_token_ids:
+        message.output_token_ids = pack_i32(effect.output_token_ids)
+    if call.params:
+        message.params = call.params
+    if call.params_format:
+        message.params_format = call.params_format
+    if call.needs_preparation:
+        message.needs_preparation = True
 
 
 def plan_response(plan: Plan) -> pb.AttachResponse:
@@ -239,6 +247,8 @@ def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[bytes, bytes]:
 
 def calls_announced(effects: Iterable[AnnounceCall]) -> pb.AttachResponse:
     """One message for several announcements."""
-    return pb.AttachResponse(
-        announced=pb.CallsAnnounced(calls=[call_announcement(effect) for effect in effects])
-    )
+    response = pb.AttachResponse()
+    calls = response.announced.calls
+    for effect in effects:
+        _fill_announcement(calls.add(), effect)
+    return response

@@ -57,7 +57,7 @@ class Retention:
     @property
     def is_unsettled(self) -> bool:
         """Whether programs have ended or are idle whose pairs may not all be settled."""
-        return bool(self._unsettled[Standing.ENDED] or self._unsettled[Standing.IDLE])
+        return any(self._unsettled.values())
 
     # ── pairs ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -79,14 +79,17 @@ class Retention:
             retainer = self._retainers[program] = Retainer(program)
         elif retainer.standing is Standing.IDLE:
             self.active(program)
-        pairs = retainer.pairs
+        pairs, alone = retainer.pairs, retainer.alone
         before = len(pairs)
         for stamp, content in enumerate(contents, clock + 1):
             content.stamp = stamp
             if content in pairs:
                 del pairs[content]
             else:
-                retainer.join(content)
+                if content.retainers:
+                    retainer.join(content)
+                else:
+                    content.retainers = alone  # as `join` would do; most contents come here
                 content.warm += 1
             pairs[content] = stamp
         new = len(pairs) - before

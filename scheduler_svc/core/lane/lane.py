@@ -292,7 +292,9 @@ class Lane:
         return [self.seated(slot) for slot in slots]
 
     def look_again(self) -> None:
-        """All that was due has been looked at."""
+        """All that was due has been looked at, or has left."""
+        if self._executor.steps_done < self._result_due and self.clock_ps < self._clock_due:
+            return
         self._result_due = int(self._next_result.min(initial=NEVER))
         self._clock_due = int(self._next_clock.min(initial=NEVER))
 
