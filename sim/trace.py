@@ -48,7 +48,8 @@ def line_of(record: Any) -> str:
 
 
 def _fields_of(record: Any) -> str:
-    return " ".join(f"{field.name}={_text(getattr(record, field.name))}" for field in fields(record))
+    names = getattr(record, "_fields", None) or [field.name for field in fields(record)]
+    return " ".join(f"{name}={_text(getattr(record, name))}" for name in names)
 
 
 def _text(value: Any) -> str:

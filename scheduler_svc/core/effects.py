@@ -1,13 +1,16 @@
 """What is to be done: the only outputs of the core.
 
-Effects are imperative and frozen. The shell carries them out in the order in which they are returned; the
+Effects are imperative and frozen; those that every call or step causes are named tuples, which are made in a
+third of a frozen dataclass's time. The shell carries them out in the order in which they are returned; the
 order matters on each stream (announcements before the plan that names them, tokens before the end of their
 call).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from scheduler_svc.core.errors import Refusal
 from scheduler_svc.core.events import CallSpec
@@ -49,8 +52,7 @@ class Plan:
     """(host block, device block) copies done second."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnnounceCall:
+class AnnounceCall(NamedTuple):
     """Tell an executor about a call before a plan names it."""
 
     executor_id: ExecutorId
@@ -60,8 +62,7 @@ class AnnounceCall:
     """All tokens generated so far, those of `call.output_token_ids` included."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendPlan:
+class SendPlan(NamedTuple):
     """Send a plan to an executor."""
 
     executor_id: ExecutorId
@@ -77,19 +78,17 @@ class CloseExecutor:
     drained: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmitTokens:
+class EmitTokens(NamedTuple):
     """Pass one step's tokens to a frontend. The columns have the same length."""
 
     frontend_id: FrontendId
     handles: Sequence[int]
     tokens: Sequence[int]
-    payloads: Mapping[int, bytes] = field(default_factory=dict)
+    payloads: Mapping[int, bytes] = MappingProxyType({})
     """index into `handles` -> opaque logprobs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportStarted:
+class ReportStarted(NamedTuple):
     """Tell a frontend that a call is in a plan for the first time."""
 
     frontend_id: FrontendId
@@ -99,21 +98,20 @@ class ReportStarted:
     queued_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishCall:
+class FinishCall(NamedTuple):
     """Tell a frontend that a call ended."""
 
     frontend_id: FrontendId
     handle: StreamHandle
     reason: FinishReason
+    service_s: float
+    waiting_s: float
+    preemptions: int
     stop_token_id: int | None = None
     error: Refusal | None = None
     """Set when reason is ERROR."""
     output_tokens: int = 0
     """Tokens generated since it was submitted; those the client already had are not among them."""
-    service_s: float
-    waiting_s: float
-    preemptions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
