@@ -13,7 +13,7 @@ A row is looked at as an object only when something happens to it, and when that
     at a plan      its position enters a new block (buckets by position modulo the block size)
                    or its last token is planned (`last`)
     at a result    its quantum is used up, the ring would overwrite its tokens, or its last token came
-                   (one comparison with `next_result`, `next_clock`)
+                   (`calendar`, and one comparison of the clock)
     any time       its token is one that may stop it (`watch`: one look-up for all tokens of a step)
 
 To *refresh* a row brings its `Call` up to date. To *leave* refreshes it, and turns its share of the plans in
@@ -21,6 +21,7 @@ flight into the objects of the plain code, which does everything else: chunked p
 Plans, effects and counters are those of the plain planner, to the last bit: all sums are integers.
 
     watch    tokens that may stop a row of the lane
+    calendar what is due at which plan or result
     seats    slots and what the columns say of each
     batch    the rows of a plan in order, as columns
     lane     rows that are steady: entering, refreshing, leaving, what is due

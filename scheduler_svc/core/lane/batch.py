@@ -7,7 +7,6 @@ its handles are packed once, and its tokens are sorted to frontends in one go.
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -43,16 +42,12 @@ class Batch:
         self.handles = Column(table.handles[slots])
         self.shares = _shares(table, slots)
         """In the order of their first rows."""
+        self.row_of: Int32Array = np.zeros(len(table), np.int32)
+        """Row by slot; of slots that are not in the batch it says nothing. Shape: (slots of the table,)."""
+        self.row_of[slots] = np.arange(len(slots), dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.slots)
-
-    @cached_property
-    def row_of(self) -> Int32Array:
-        """Row by slot; of slots that are not in the batch it says nothing. Shape: (largest slot + 1,)."""
-        rows = np.zeros(int(self.slots.max(initial=-1)) + 1, np.int32)
-        rows[self.slots] = np.arange(len(self.slots), dtype=np.int32)
-        return rows
 
 
 def _shares(table: SeatTable, slots: SlotArray) -> tuple[Share, ...]:

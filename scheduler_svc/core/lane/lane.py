@@ -22,6 +22,7 @@ from scheduler_svc.core.columns import Int32Array
 from scheduler_svc.core.config import ServiceUnit
 from scheduler_svc.core.ids import CallHandle
 from scheduler_svc.core.lane.batch import Batch, BatchOrder, SlotArray
+from scheduler_svc.core.lane.calendar import Calendar
 from scheduler_svc.core.lane.seats import Seat, SeatTable
 from scheduler_svc.core.lane.watch import StopWatch
 from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow, StepInFlight
@@ -72,14 +73,14 @@ class Lane:
         """The ring. Shape: (results_kept, slots)."""
         self._buckets: list[Bucket] = [[] for _ in range(spec.block_size)]
         """By the plan number, modulo the block size, at which rows enter a block."""
-        self._next_result = np.zeros(0, np.int64)
-        """The result at which a row must be looked at. Shape: (slots,)."""
+        self._last_plans = Calendar()
+        """Rows that are not retired, by their last plan."""
+        self._results_due = Calendar()
+        """Rows by the result at which they must be looked at."""
         self._next_clock = np.zeros(0, np.int64)
         """The clock at which a row must be looked at. Shape: (slots,)."""
-        self._last = np.zeros(0, np.int64)
-        """The last plan of each row that is not retired. Shape: (slots,)."""
-        self._result_due = self._clock_due = self._last_due = _NEVER
-        """Lower bounds of those columns."""
+        self._clock_due = _NEVER
+        """A lower bound of that."""
 
     # ── the whole batch ─────────────────────────────────────────────────────────────────────────────
 
@@ -88,7 +89,7 @@ class Lane:
         seat = call.seat
         if seat is None:
             seat = call.seat = self.table.take(call, self._executor.steps_done)
-            if seat.slot >= len(self._last):
+            if seat.slot >= len(self._next_clock):
                 self._grow()
         return seat
 
@@ -132,11 +133,10 @@ class Lane:
         return Batch(self.table, np.array(slots, np.int64))
 
     def _grow(self) -> None:
-        size = max(16, 2 * len(self._last))
-        for name in ("_next_result", "_next_clock", "_last"):
-            column = np.full(size, NEVER, np.int64)
-            column[: len(self._last)] = getattr(self, name)[: len(self._last)]
-            setattr(self, name, column)
+        size = max(16, 2 * len(self._next_clock))
+        clocks = np.full(size, NEVER, np.int64)
+        clocks[: len(self._next_clock)] = self._next_clock
+        self._next_clock = clocks
         tokens = np.zeros((self._kept, size), np.int32)
         tokens[:, : self._tokens.shape[1]] = self._tokens
         self._tokens = tokens
@@ -172,8 +172,7 @@ class Lane:
         self.rows += 1
         self.offsets += seat.offset
         self._enter_bucket(seat)
-        self._last[seat.slot] = seat.last
-        self._last_due = min(self._last_due, seat.last)
+        self._last_plans.put(seat.last, seat)
         self.rearm(seat)
         return seat
 
@@ -191,7 +190,8 @@ class Lane:
         seat.planned_step = min(seat.last, self._executor.next_step - 1)
         seat.steady = False
         self.watch.remove(call.spec)
-        self._next_result[seat.slot] = self._next_clock[seat.slot] = NEVER
+        self._results_due.drop(seat.due, seat)
+        self._next_clock[seat.slot] = NEVER
         self.loose[call] = None
 
     def leave_all(self) -> None:
@@ -231,21 +231,17 @@ class Lane:
     def _stop_planning(self, seat: Seat) -> None:
         self.rows -= 1
         self.offsets -= seat.offset
-        self._last[seat.slot] = NEVER
+        self._last_plans.drop(seat.last, seat)
         self._leave_bucket(seat)
 
     # ── plans ───────────────────────────────────────────────────────────────────────────────────────
 
     def retire_before(self, step: int) -> None:
         """Rows whose last token is in flight take part in no further plan; their results still come."""
-        if self._last_due >= step:
-            return
-        for slot in (self._last < step).nonzero()[0].tolist():
-            seat = self.seated(slot)
+        for seat in self._last_plans.take(step - 1):
             self._stop_planning(seat)
             self.order.remove(seat)
             seat.retired = True
-        self._last_due = int(self._last.min())
 
     def entering_blocks(self, step: int) -> Sequence[tuple[QueueKey, Seat]]:
         """Rows of the lane that enter a new block at plan `step`, in the order of the queue."""
@@ -284,19 +280,17 @@ class Lane:
             self._clock_due -= back_ps
 
     def due(self) -> list[Seat]:
-        """Rows that must be looked at after the newest result, in no order."""
-        done = self._executor.steps_done
-        if done < self._result_due and self.clock_ps < self._clock_due:
-            return []
-        slots = ((self._next_result <= done) | (self._next_clock <= self.clock_ps)).nonzero()[0].tolist()
-        return [self.seated(slot) for slot in slots]
+        """Rows that must be looked at after the newest result, in no order, some twice."""
+        seats = list(self._results_due.take(self._executor.steps_done))
+        if self.clock_ps >= self._clock_due:
+            slots = (self._next_clock <= self.clock_ps).nonzero()[0].tolist()
+            seats += map(self.seated, slots)
+        return seats
 
     def look_again(self) -> None:
         """All that was due has been looked at, or has left."""
-        if self._executor.steps_done < self._result_due and self.clock_ps < self._clock_due:
-            return
-        self._result_due = int(self._next_result.min(initial=NEVER))
-        self._clock_due = int(self._next_clock.min(initial=NEVER))
+        if self.clock_ps >= self._clock_due:
+            self._clock_due = int(self._next_clock.min(initial=NEVER))
 
     def refresh(self, seat: Seat, *, without_newest: bool = False) -> None:
         """Brings the call of a steady row up to date.
@@ -365,9 +359,11 @@ class Lane:
         self._arm(seat, result, clock_ps)
 
     def _arm(self, seat: Seat, result: int, clock_ps: int) -> None:
-        self._next_result[seat.slot] = result
+        if seat.due != result:
+            self._results_due.drop(seat.due, seat)
+            seat.due = result
+        self._results_due.put(result, seat)
         self._next_clock[seat.slot] = clock_ps
-        self._result_due = min(self._result_due, result)
         self._clock_due = min(self._clock_due, clock_ps)
 
     def rearm_all(self) -> None:

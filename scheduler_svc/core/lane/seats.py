@@ -25,6 +25,7 @@ class Seat:
     __slots__ = (
         "base",
         "call",
+        "due",
         "first",
         "key",
         "last",
@@ -49,6 +50,8 @@ class Seat:
         """Its first plan as a steady row: it takes part in plans `first`..`last`."""
         self.last = 0
         """The plan that samples its last token."""
+        self.due = 0
+        """The result at which it must be looked at."""
         self.retired = False
         """Whether that plan was made: it takes part in no further one."""
         self.offset = 0
