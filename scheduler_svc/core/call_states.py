@@ -49,6 +49,7 @@ class Trigger(Enum):
 
 
 LIVE = frozenset({CallState.QUEUED, CallState.PREPARING, CallState.RUNNING})
+WAITING = LIVE - {CallState.RUNNING}
 TERMINAL = frozenset({CallState.FINISHED, CallState.FAILED, CallState.CANCELLED})
 
 _ENDS = {Trigger.FAIL: CallState.FAILED, Trigger.CANCEL: CallState.CANCELLED}

@@ -156,12 +156,12 @@ class ColumnarPlanner:
         )
         executor.next_step = step + 1
         swap_out, swap_in = executor.kv.drain_swaps() if executor.kv.swaps_pending else ((), ())
-        row_of = batch.row_of
+        row_at = batch.row_of.item
         plan = Plan(
             step=step,
             handles=batch.handles,
-            chunks={int(row_of[row.slot]): row.count for row in rows if row.count != 1},
-            joined={int(row_of[row.slot]): row.start for row in joined},
+            chunks={row_at(row.slot): row.count for row in rows if row.count != 1},
+            joined={row_at(row.slot): row.start for row in joined},
             blocks=_blocks_to_tell(draft, batch, joined),
             released=Column.of(executor.to_release) if executor.to_release else EMPTY,
             swap_out=swap_out,
@@ -255,10 +255,10 @@ def _blocks_to_tell(
     if draft.steady:
         slots = [call.seat.slot for call in draft.steady if call.seat is not None]
         told = dict(zip(batch.row_of[slots].tolist(), zip(draft.steady_blocks), strict=True))
-    row_of = batch.row_of
+    row_at = batch.row_of.item
     for call, blocks in draft.new_blocks.items():
-        told[int(row_of[draft.rows[call].slot])] = tuple(blocks)
+        told[row_at(draft.rows[call].slot)] = tuple(blocks)
     for row in joined:
         if row.call.blocks:
-            told[int(row_of[row.slot])] = tuple(row.call.blocks)
+            told[row_at(row.slot)] = tuple(row.call.blocks)
     return told

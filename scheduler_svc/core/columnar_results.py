@@ -208,8 +208,4 @@ def _touched(step: ColumnsInFlight, due: Sequence[Seat], suspects: Sequence[int]
     slots.update(dict.fromkeys(seat.slot for seat in due))
     if suspects:
         slots.update(dict.fromkeys(step.samplers.slots[suspects].tolist()))
-    if len(slots) == 1:
-        return list(slots)
-    touched = list(slots)
-    rows = step.batch.row_of[touched].tolist()
-    return [slot for _, slot in sorted(zip(rows, touched, strict=True))]
+    return sorted(slots, key=step.batch.row_of.item)

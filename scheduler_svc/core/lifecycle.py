@@ -16,7 +16,7 @@ from scheduler_svc.core import call_kv
 from scheduler_svc.core.admission import check_call
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_registry import CallRegistry
-from scheduler_svc.core.call_states import CallState, Trigger, next_state
+from scheduler_svc.core.call_states import WAITING, CallState, Trigger, next_state
 from scheduler_svc.core.config import Admission, CoreConfig, ServiceUnit
 from scheduler_svc.core.counters import Counters
 from scheduler_svc.core.effects import AnnounceCall, Effect, FinishCall, FinishReason, ReportStarted
@@ -347,8 +347,7 @@ class Lifecycle:
         before, after = call.state, next_state(call.state, trigger)
         call.state = after
         call.waited_s = call.waiting_s(now)
-        waits = call.is_live and after is not CallState.RUNNING
-        call.waiting_since_s = now if waits else None
+        call.waiting_since_s = now if after in WAITING else None
         change = (after is CallState.RUNNING) - (before is CallState.RUNNING)
         if change:
             self._registry.count_running(call, change)

@@ -352,11 +352,17 @@ class Lane:
         if quantum_ps < FOREVER_PS:
             left_ps = quantum_ps - call.quantum_used_ps
             if policy.unit is ServiceUnit.COST:
-                start = seat.offset + seat.base + 1
-                result = min(result, seat.base + self._executor.prices.decodes_within(start, left_ps))
+                result = self._quantum_used_up(seat, left_ps, result)
             else:
                 clock_ps = self._clocks[seat.base % self._kept] + left_ps
         self._arm(seat, result, clock_ps)
+
+    def _quantum_used_up(self, seat: Seat, left_ps: int, latest: int) -> int:
+        """The result that uses up what is left of a row's quantum, or `latest` if that comes first."""
+        prices, start = self._executor.prices, seat.offset + seat.base + 1
+        if prices.decode_ps(start, start + latest - seat.base) < left_ps:
+            return latest  # the usual case, at a fraction of the cost of solving for the result
+        return min(latest, seat.base + prices.decodes_within(start, left_ps))
 
     def _arm(self, seat: Seat, result: int, clock_ps: int) -> None:
         if seat.due != result:
