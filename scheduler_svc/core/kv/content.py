@@ -64,11 +64,12 @@ class Retainer:
     def part(self, content: "Content") -> None:
         """Ceases to be one of a content's retainers."""
         retainers = content.retainers
-        if len(retainers) > 2:
-            del retainers[self]
+        if retainers is self.alone:
+            content.retainers = NOBODY
             return
-        other = next((retainer for retainer in retainers if retainer is not self), None)
-        content.retainers = other.alone if other else NOBODY
+        del retainers[self]
+        if len(retainers) == 1:
+            content.retainers = next(iter(retainers)).alone
 
 
 NOBODY: dict[Retainer, None] = {}

@@ -187,28 +187,20 @@ class Retention:
             if retainer.turn != turn:
                 heappop(queue)
                 continue
-            content = self._next_pair(retainer)
-            following = self._next_pair(retainer)
-            if following is None:
-                heappop(queue)
+            walk, pairs = retainer.walk, retainer.pairs
+            if walk is None:
+                walk = retainer.walk = list(reversed(pairs))
+            content = walk.pop() if walk else None
+            while walk and walk[-1] not in pairs:
+                walk.pop()
+            if walk:
+                heapreplace(queue, (pairs[walk[-1]], turn, retainer))
             else:
-                assert retainer.walk is not None
-                retainer.walk.append(following)
-                heapreplace(queue, (retainer.pairs[following], turn, retainer))
-            if content is not None:
+                heappop(queue)
+            if content is not None and content in pairs:
                 self._settle_pair(retainer, content)
                 return True
         return False
-
-    def _next_pair(self, retainer: Retainer) -> Content | None:
-        """Takes the oldest unsettled pair off the walk; None: there is none."""
-        if retainer.walk is None:
-            retainer.walk = list(reversed(retainer.pairs))
-        while retainer.walk:
-            content = retainer.walk.pop()
-            if content in retainer.pairs:
-                return content
-        return None
 
     def _settle_pair(self, retainer: Retainer, content: Content) -> None:
         was_warm = content.warm

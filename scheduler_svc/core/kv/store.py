@@ -89,26 +89,30 @@ class Store:
         if content.host is not None:
             self.host.free(self._leave_host(content))
         del self.contents[content.key]
-        self.retention.forget((content,))
+        if content.retainers:
+            self.retention.forget((content,))
 
     def _relist(self, content: Content) -> None:
         """Lists a content by its new standing or age in the tiers where it can be evicted."""
         if self.device.can_evict(content):
             self.device.lapsed.add(content)
-        self.host.relist(content)
+        if content.host is not None:
+            self.host.relist(content)
 
     # ── leaving the device ──────────────────────────────────────────────────────────────────────────
 
     def evict(self, count: int) -> list[BlockId]:
         """Frees device blocks, which there are: the one place that decides whose content leaves the
         device."""
-        lapsed: list[BlockId] = []
-        while self.device.lapsed and len(lapsed) < count:
-            standing, content = self.device.worst()
-            if standing is Standing.LIVE:
-                break  # all pairs are settled: so are the others
-            lapsed.append(self._evict(content, standing))
-        return lapsed + self._evict_oldest(count - len(lapsed))
+        blocks: list[BlockId] = []
+        if self.device.lapsed:
+            live = Standing.LIVE
+            while len(blocks) < count:
+                standing, content = self.device.worst()
+                if standing is live:
+                    break  # nothing is left to settle: the others are live as well
+                blocks.append(self._evict(content, standing))
+        return blocks + self._evict_oldest(count - len(blocks))
 
     def _evict(self, content: Content, standing: Standing) -> BlockId:
         if self.move_to_host and standing is not Standing.ENDED:
