@@ -201,3 +201,22 @@ class TestPuttingOff:
         cache.program_ended(B)
         push_out(cache, 53)
         assert len(settled) == 30 + (10 + 3) + (40 + 3)
+
+
+def test_a_program_that_retains_nothing_leaves_no_cycle_to_the_garbage_collector() -> None:
+    def retainers() -> int:
+        return sum(isinstance(thing, Retainer) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = retainers()
+        cache = KvCache(device_blocks=5, host_blocks=0)
+        keep(cache, keys("a", 2), A)
+        keep(cache, keys("b", 2), B)
+        cache.program_ended(B)
+        assert retainers() == before + 2
+        push_out(cache, 4)
+        assert retainers() == before
+    finally:
+        gc.enable()

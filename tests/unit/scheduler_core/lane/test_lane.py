@@ -98,6 +98,16 @@ def test_a_steady_row_stops_at_its_stop_token(world: QuietWorld) -> None:
     assert_right_outputs(world)
 
 
+def test_nothing_is_due_for_a_row_that_has_left(world: QuietWorld) -> None:
+    stays, goes = (world.submit("a", prompt=5, max_tokens=tokens) for tokens in (60, 30))
+    turns(world, 10)
+    assert world.live(goes).seat.steady
+    world.cancel(goes)
+    turns(world, 70)
+    assert len(world.outputs[stays]) == 60
+    assert_right_outputs(world, but=[goes])
+
+
 def test_a_cancelled_row_leaves_with_all_tokens_that_came(world: QuietWorld) -> None:
     call_id = world.submit("a", prompt=5, max_tokens=50)
     turns(world, 12)
