@@ -73,7 +73,7 @@ async def test_greedy_tokens_equal_plain_vllm(
     assert after.tokens - before.tokens == sum(len(answer.token_ids) for answer in generated)
     if count == 128:
         assert after.preemptions - before.preemptions >= 50
-        assert after.recomputed_tokens > before.recomputed_tokens
+        assert after.swapped_in_blocks > before.swapped_in_blocks
         assert after.cached_tokens > before.cached_tokens
 
 
