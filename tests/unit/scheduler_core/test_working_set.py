@@ -28,6 +28,16 @@ def run_a_while(world: World) -> None:
     assert world.core.statistics().live_calls > 0
 
 
+def busy_world(programs: str) -> World:
+    """A world with a long call, in which each of these programs has made its first call."""
+    world = world_of()
+    keep_busy(world)
+    for name in programs:
+        first_call(world, name)
+    run_a_while(world)
+    return world
+
+
 def waiting_programs(world: World) -> int:
     return world.core.statistics().waiting_programs
 
@@ -38,11 +48,7 @@ def first_call(world: World, name: str, *, prompt: int = 20) -> None:
 
 
 def test_a_new_program_waits_while_the_live_ones_fill_the_memory() -> None:
-    world = world_of()
-    keep_busy(world)
-    for name in "abc":
-        first_call(world, name)
-    run_a_while(world)
+    world = busy_world("abc")
     assert waiting_programs(world) == 0, "three programs of 6 blocks fit into 18"
     first_call(world, "d")
     run_a_while(world)
@@ -60,11 +66,7 @@ def test_without_the_option_nobody_waits_for_memory_that_is_only_retained() -> N
 
 
 def test_it_is_let_in_when_another_program_ends() -> None:
-    world = world_of()
-    keep_busy(world)
-    for name in "abcd":
-        first_call(world, name)
-    run_a_while(world)
+    world = busy_world("abcd")
     assert waiting_programs(world) == 1
     world.feed(ProgramEnded(tenant=TENANT, program_id=ProgramId("a")))
     world.turn()
@@ -74,11 +76,7 @@ def test_it_is_let_in_when_another_program_ends() -> None:
 
 
 def test_it_is_let_in_when_another_program_idles() -> None:
-    world = world_of()
-    keep_busy(world)
-    for name in "abcd":
-        first_call(world, name)
-    run_a_while(world)
+    world = busy_world("abcd")
     assert waiting_programs(world) == 1
     world.pass_time(31.0)
     world.turn()
@@ -88,11 +86,7 @@ def test_it_is_let_in_when_another_program_idles() -> None:
 
 
 def test_a_program_that_was_let_in_never_waits_again() -> None:
-    world = world_of()
-    keep_busy(world)
-    for name in "abc":
-        first_call(world, name)
-    run_a_while(world)
+    world = busy_world("abc")
     world.submit("a", prompt=40, max_tokens=8)
     assert waiting_programs(world) == 0
     world.run()
@@ -134,11 +128,7 @@ def test_shared_prefixes_of_a_tree_count_once() -> None:
 
 
 def test_a_waiting_call_can_be_cancelled_and_timed_out() -> None:
-    world = world_of()
-    keep_busy(world)
-    for name in "abc":
-        first_call(world, name)
-    run_a_while(world)
+    world = busy_world("abc")
     world.open("d")
     world.open("e")
     gone = world.submit("d", prompt=20)
@@ -176,11 +166,7 @@ def test_room_for_a_program_that_never_ran_is_given_to_others(over: type[Program
 
 
 def test_calls_at_the_gate_move_when_the_executor_is_lost() -> None:
-    world = world_of()
-    keep_busy(world)
-    for name in "abcd":
-        first_call(world, name)
-    run_a_while(world)
+    world = busy_world("abcd")
     assert waiting_programs(world) == 1
     world.lose()
     world.join(executor_spec(num_blocks=21, epoch=2))
