@@ -205,7 +205,7 @@ class TestPuttingOff:
 
 def test_a_program_that_retains_nothing_leaves_no_cycle_to_the_garbage_collector() -> None:
     def retainers() -> int:
-        return sum(isinstance(thing, Retainer) for thing in gc.get_objects())
+        return sum(type(thing) is Retainer for thing in gc.get_objects())
 
     gc.collect()
     gc.disable()
