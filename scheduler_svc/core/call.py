@@ -7,10 +7,12 @@ Positions count the tokens of prompt and output as one list:
       (result came)         flight                                plan in flight
 
 Invariant: 0 <= computed <= planned <= known = len(tokens) + sampling.
+
+`Call` is a plain class where others are dataclasses: it is made for every call and read everywhere, and the
+constructor of a dataclass stays interpreted when the core is compiled (docs/adr/0009-compiled-core.md).
 """
 
 from array import array
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scheduler_svc.core.call_states import LIVE, CallState
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from scheduler_svc.core.queues import Standing
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
 class Call:
     """One call from its submission to its acknowledgement."""
 
@@ -39,65 +40,111 @@ class Call:
     arrived_s: float
     tokens: "array[int]"
     """Prompt, then output: int32, since many calls wait for long."""
-    prompt_len: int = field(init=False)
-    state: CallState = CallState.QUEUED
+    prompt_len: int
+    state: CallState
 
     # ── where it runs; all of it is void while executor is None ──
-    executor: "Executor | None" = None
-    handle: CallHandle | None = None
+    executor: "Executor | None"
+    handle: CallHandle | None
     """None until it is announced to its executor."""
-    blocks: list[BlockId] = field(default_factory=list)
+    blocks: list[BlockId]
     """Its block table. Empty unless RUNNING."""
-    block_hashes: list[bytes] = field(default_factory=list)
+    block_hashes: list[bytes]
     """Chained hashes of its leading full blocks, as far as they were needed."""
-    computed: int = 0
-    planned: int = 0
-    kept: "KeptKv | None" = None
+    computed: int
+    planned: int
+    kept: "KeptKv | None"
     """The KV that it left behind when it was preempted; None while RUNNING."""
-    in_flight: int = 0
+    in_flight: int
     """Rows of it in plans whose result has not come."""
-    sampling: int = 0
+    sampling: int
     """Those of them that sample a token."""
 
-    seat: "Seat | None" = None
+    seat: "Seat | None"
     """Its place in the columns of its executor; while that is steady, the lane knows how far the call is."""
 
     # ── its place in the queue ──
-    level: int = 0
-    enqueued: int = 0
+    level: int
+    enqueued: int
     """Number of its entry into its level; owned by MultilevelQueue."""
-    quantum_used_ps: int = 0
+    quantum_used_ps: int
     """Service used since it entered its level, in the policy's unit."""
-    entry_path: Path = NO_PATH
+    entry_path: Path
     """The path that led to it: what its parents, or else its program, had used when it arrived."""
-    path_parents: tuple[CallId, ...] = ()
+    path_parents: tuple[CallId, ...]
     """Its parents, if all of them were known when it arrived."""
-    queue_key: tuple[int, ...] | None = None
+    queue_key: tuple[int, ...] | None
     """Its key in the queue that holds it; owned by MultilevelQueue."""
 
     # ── what it used; lifetime counters never shrink ──
-    service_ps: int = 0
+    service_ps: int
     """Picoseconds of the steps that it took part in."""
-    cost_ps: int = 0
+    cost_ps: int
     """Modelled price of the tokens that advanced it."""
-    waited_s: float = 0.0
+    waited_s: float
     """Seconds live but not in a batch, up to `waiting_since_s`."""
-    waiting_since_s: float | None = None
+    waiting_since_s: float | None
     """Start of the wait that is going on; None while RUNNING or ended."""
-    promoted_at: "Standing | None" = None
+    promoted_at: "Standing | None"
     """What it and its program had waited and used when it was promoted last."""
-    cost_at_start_ps: int = 0
+    cost_at_start_ps: int
     """`cost_ps` when it was started last."""
-    computed_ever: int = 0
+    computed_ever: int
     """Most leading tokens whose KV was ever computed; what is below is recomputation."""
-    preemptions: int = 0
-    losses: int = 0
+    preemptions: int
+    losses: int
     """Executors lost while it was in their batch."""
-    started: bool = False
+    started: bool
     """Its frontend knows that it has been in a plan."""
 
-    def __post_init__(self) -> None:
-        self.prompt_len = len(self.spec.prompt_token_ids)
+    __slots__ = tuple(__annotations__)
+
+    def __init__(
+        self,
+        *,
+        spec: CallSpec,
+        program: "Program",
+        seq: int,
+        arrived_s: float,
+        tokens: "array[int]",
+        state: CallState = CallState.QUEUED,
+        level: int = 0,
+        waiting_since_s: float | None = None,
+    ) -> None:
+        """A call that has used nothing and is nowhere yet."""
+        self.spec = spec
+        self.program = program
+        self.seq = seq
+        self.arrived_s = arrived_s
+        self.tokens = tokens
+        self.prompt_len = len(spec.prompt_token_ids)
+        self.state = state
+        self.executor = None
+        self.handle = None
+        self.blocks = []
+        self.block_hashes = []
+        self.computed = 0
+        self.planned = 0
+        self.kept = None
+        self.in_flight = 0
+        self.sampling = 0
+        self.seat = None
+        self.level = level
+        self.enqueued = 0
+        self.quantum_used_ps = 0
+        self.entry_path = NO_PATH
+        self.path_parents = ()
+        self.queue_key = None
+        self.service_ps = 0
+        self.cost_ps = 0
+        self.waited_s = 0.0
+        self.waiting_since_s = waiting_since_s
+        self.promoted_at = None
+        self.cost_at_start_ps = 0
+        self.computed_ever = 0
+        self.preemptions = 0
+        self.losses = 0
+        self.started = False
 
     @property
     def service_s(self) -> float:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scheduler_svc.core.call import Call
 from scheduler_svc.core.ids import CallHandle
 from scheduler_svc.core.step_cost import StepFeatures
 
 if TYPE_CHECKING:
-    from scheduler_svc.core.call import Call
     from scheduler_svc.core.lane.batch import Batch
 
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class PlannedRow:
     """One call's share of a plan in flight. Nobody changes it once the plan is made."""
 
-    call: "Call"
+    call: Call
     handle: CallHandle
     start: int
     """Leading tokens computed before."""
@@ -39,10 +39,23 @@ class StepInFlight:
     """What it computes, for the step-cost model."""
 
 
-@dataclass(slots=True)
 class ColumnsInFlight(StepInFlight):
-    """The same of a planner with columns."""
+    """The same of a planner with columns. No dataclass: `Batch` is not there yet when this is loaded."""
 
     batch: "Batch"
     samplers: "Batch"
     """The rows of the batch that sample a token; the same object if all do."""
+
+    __slots__ = ("batch", "samplers")
+
+    def __init__(
+        self,
+        step: int,
+        rows: dict[CallHandle, PlannedRow],
+        features: StepFeatures,
+        batch: "Batch",
+        samplers: "Batch",
+    ) -> None:
+        super().__init__(step, rows, features)
+        self.batch = batch
+        self.samplers = samplers

@@ -8,7 +8,7 @@ promotion. For a chain of calls it is the same as PLAS; parallel branches do not
 section on ATLAS.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler_svc.core.policies.base import LevelPolicy
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Atlas(LevelPolicy):
     """K levels by critical path."""
 
-    name = "atlas"
+    name: ClassVar[str] = "atlas"
 
     def level_at_arrival(self, call: "Call") -> int:
         """By the inherited path."""

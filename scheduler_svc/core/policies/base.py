@@ -16,7 +16,7 @@ Source: Autellix Alg. 1.
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from scheduler_svc.core.config import CoreConfig, ServiceUnit, Tie
 from scheduler_svc.core.prices import PS_PER_S
@@ -76,11 +76,11 @@ class LevelTable:
 class Policy(Protocol):
     """Orders calls. Equal inputs, equal answers; asking changes nothing."""
 
-    name: str
+    name: ClassVar[str]
     unit: ServiceUnit
     """Which counters it reads."""
     levels: LevelTable
-    reads_live_service: bool
+    reads_live_service: ClassVar[bool]
     """Whether it looks at what live calls have used so far, besides the call that it is asked about."""
     running_first: bool
     """Whether a running call keeps its seat against the waiting ones of its own level. False: the order alone
@@ -117,7 +117,7 @@ class LevelPolicy:
     """What policies with levels have in common; `level_at_arrival` and `level_of_next` make the
     difference."""
 
-    reads_live_service = False
+    reads_live_service: ClassVar[bool] = False
 
     def __init__(self, config: CoreConfig) -> None:
         self.unit = config.service_unit

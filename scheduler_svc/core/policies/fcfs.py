@@ -5,7 +5,7 @@ another one ends. Head-of-line blocking: both kinds (a long decode delays short 
 programs).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.policies.base import FOREVER_PS, LevelTable
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Fcfs:
     """One level, in order of call arrival, whatever the options say: that is what the name promises."""
 
-    name = "fcfs"
-    reads_live_service = False
+    name: ClassVar[str] = "fcfs"
+    reads_live_service: ClassVar[bool] = False
     running_first = True
 
     def __init__(self, config: CoreConfig) -> None:

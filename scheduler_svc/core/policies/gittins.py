@@ -17,7 +17,7 @@ when its rank is past the boundary by a quarter: nothing thrashes. Complexity: O
 `CoreConfig.tie` says. Starvation: bounded by promotion.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.policies.base import FOREVER_PS, LevelPolicy
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Gittins(LevelPolicy):
     """K levels by Gittins rank."""
 
-    name = "gittins"
-    reads_live_service = True
+    name: ClassVar[str] = "gittins"
+    reads_live_service: ClassVar[bool] = True
 
     def __init__(self, config: CoreConfig, history: ServiceHistory) -> None:
         super().__init__(config)

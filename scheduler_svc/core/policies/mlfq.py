@@ -7,7 +7,7 @@ program of many short calls never leaves it: head-of-line blocking among program
 the baselines.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler_svc.core.policies.base import LevelPolicy
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Mlfq(LevelPolicy):
     """K levels by the service of the call itself."""
 
-    name = "mlfq"
+    name: ClassVar[str] = "mlfq"
 
     def level_at_arrival(self, call: "Call") -> int:
         """Q1: a call that arrives has used nothing."""

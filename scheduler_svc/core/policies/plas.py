@@ -6,7 +6,7 @@ as `CoreConfig.tie` says), then of the call. Starvation: bounded by promotion (`
 Source: Autellix section on PLAS, p(c_j) = sum of t_k over the earlier calls.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler_svc.core.policies.base import LevelPolicy
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Plas(LevelPolicy):
     """K levels by the service of the program's completed calls."""
 
-    name = "plas"
+    name: ClassVar[str] = "plas"
 
     def level_at_arrival(self, call: "Call") -> int:
         """By the sum over completed calls: other calls that still run do not count, so parallel calls start

@@ -6,7 +6,7 @@ anonymous calls for every identified program there is. Head-of-line blocking: a 
 ones, but few programs are in progress at a time, which is kind to the KV cache.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler_svc.core.policies.base import by_program
 from scheduler_svc.core.policies.fcfs import Fcfs
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ProgramFcfs(Fcfs):
     """One level, in order of program arrival. A running call keeps its seat until it ends."""
 
-    name = "program_fcfs"
+    name: ClassVar[str] = "program_fcfs"
 
     def tie(self, call: "Call", _enqueued: int) -> tuple[int, ...]:
         """By arrival of the program, then of the call."""
