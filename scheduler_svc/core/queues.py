@@ -2,8 +2,9 @@
 
 Every call placed on the executor that may be planned is here, waiting or running. The order is: level, then,
 if the policy says so, running before waiting (a running call is never preempted for one of its own level),
-then the policy's tie-break. Waiting and running calls are kept in two ordered maps, so starting, stopping,
-demoting or adding a call costs O(log n), and a walk costs what it visits, however many calls wait.
+then the policy's tie-break. Waiting calls are kept in an ordered map, so starting, demoting or adding a call
+costs O(log n), and a walk costs what it visits, however many calls wait. Running calls are never more than an
+executor has seats: a sorted list of their keys, where a change moves some memory, is cheaper for them.
 
 A call that enters a level gets the next number of a count, for policies that go first in, first out; starting
 and preempting it leave it in line.
@@ -26,6 +27,7 @@ Source: Autellix Alg. 1, with these traps resolved:
   order.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import merge
@@ -51,7 +53,9 @@ class MultilevelQueue:
         self._policy = policy
         self._entries = 0
         self._waiting: SortedDict[QueueKey, Call] = SortedDict()
-        self._running: SortedDict[QueueKey, Call] = SortedDict()
+        self._running: dict[QueueKey, Call] = {}
+        self._running_keys: list[QueueKey] = []
+        """Ascending."""
 
     @property
     def policy(self) -> Policy:
@@ -77,12 +81,12 @@ class MultilevelQueue:
 
     def running_upto(self, level: int) -> int:
         """Running calls of `level` or a better one. O(log n)."""
-        return self._running.bisect_left((level + 1,))
+        return bisect_left(self._running_keys, (level + 1,))
 
     def level_counts(self, levels: int) -> list[int]:
         """Calls per level, for levels 0..levels-1, without a walk: O(levels * log n). Shape: (levels,)."""
         below = [
-            self._waiting.bisect_left((level,)) + self._running.bisect_left((level,))
+            self._waiting.bisect_left((level,)) + bisect_left(self._running_keys, (level,))
             for level in range(levels + 1)
         ]
         return [after - before for before, after in pairwise(below)]
@@ -93,15 +97,20 @@ class MultilevelQueue:
         """Takes in a call that is in no queue, at the tail of its level; its state tells where."""
         self._entries += 1
         call.enqueued = self._entries
-        self._file(call)
+        self._file(call, (call.level, *self._policy.tie(call, call.enqueued)))
 
     def discard(self, call: Call) -> None:
         """Takes a call out, if it is here."""
         key = call.queue_key
-        for side in (self._waiting, self._running):
-            if key is not None and side.get(key) is call:
-                del side[key]
-                call.queue_key = None
+        if key is None:
+            return
+        if self._running.get(key) is call:
+            del self._running[key]
+            del self._running_keys[bisect_left(self._running_keys, key)]
+            call.queue_key = None
+        elif self._waiting.get(key) is call:
+            del self._waiting[key]
+            call.queue_key = None
 
     def refile(self, call: Call) -> None:
         """Puts a call where its level and state now say: at the tail if the level is new, else it keeps its
@@ -109,7 +118,7 @@ class MultilevelQueue:
         key = call.queue_key
         self.discard(call)
         if key is not None and key[0] == call.level:
-            self._file(call)
+            self._file(call, key)
         else:
             self.add(call)
 
@@ -124,30 +133,36 @@ class MultilevelQueue:
         calls = list(self.walk())
         self._waiting.clear()
         self._running.clear()
+        self._running_keys.clear()
         self._policy = policy
         for call in calls:
             self.add(call)
 
-    def _file(self, call: Call) -> None:
-        key = (call.level, *self._policy.tie(call, call.enqueued))
-        side = self._running if call.state is CallState.RUNNING else self._waiting
-        side[key] = call
+    def _file(self, call: Call, key: QueueKey) -> None:
         call.queue_key = key
+        if call.state is CallState.RUNNING:
+            self._running[key] = call
+            insort(self._running_keys, key)
+        else:
+            self._waiting[key] = call
 
     # ── walks: lazy; do not change the queue meanwhile ──────────────────────────────────────────────
 
     def walk(self) -> Iterator[Call]:
         """All calls in order."""
         if self._policy.running_first:
-            running = (((key[0], 0), call) for key, call in self._running.items())
+            running = (((key[0], 0), call) for key, call in self._running_items())
             waiting = (((key[0], 1), call) for key, call in self._waiting.items())
             return (call for _, call in merge(running, waiting, key=lambda entry: entry[0]))
-        both = merge(self._running.items(), self._waiting.items(), key=lambda entry: entry[0])
+        both = merge(self._running_items(), self._waiting.items(), key=lambda entry: entry[0])
         return (call for _, call in both)
 
     def running(self) -> Iterator[Call]:
         """Running calls in order."""
-        return iter(self._running.values())
+        return map(self._running.__getitem__, self._running_keys)
+
+    def _running_items(self) -> Iterator[tuple[QueueKey, Call]]:
+        return zip(self._running_keys, self.running(), strict=True)
 
     def waiting(self) -> Iterator[Call]:
         """Waiting calls in order."""
@@ -160,14 +175,14 @@ class MultilevelQueue:
     def running_after(self, call: Call) -> Iterator[Call]:
         """Running calls that come after `call`, the last of all first: those it may displace."""
         key = self.displacing_key(call)
-        for other_key in reversed(self._running):
+        for other_key in reversed(self._running_keys):
             if other_key <= key:
                 return
             yield self._running[other_key]
 
     def may_displace(self, call: Call) -> bool:
-        """Whether any running call comes after `call`. O(log n)."""
-        return bool(self._running) and next(reversed(self._running)) > self.displacing_key(call)
+        """Whether any running call comes after `call`. O(1)."""
+        return bool(self._running_keys) and self._running_keys[-1] > self.displacing_key(call)
 
     def goes_before(self, waiting: Call, running: Call) -> bool:
         """Whether a waiting call is served before a running one."""
