@@ -12,7 +12,7 @@ see, so that it does not matter when they would have had their turn. The decode 
 aside in one subtraction.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from scheduler_svc.core.call import Call
@@ -32,7 +32,7 @@ from scheduler_svc.core.queues import QueueKey
 from scheduler_svc.core.step_cost import StepFeatures
 
 Needy = list[tuple[QueueKey, Call]]
-"""In the order of the queue."""
+"""In the order of the queue; no two keys are equal, so calls are never compared."""
 
 
 class ColumnarPlanner:
@@ -82,7 +82,7 @@ class ColumnarPlanner:
         if nobody_starts and not draft.preempted:
             return
         while draft.admitting and (call := first_able(draft)) is not None:
-            before = bisect_right(needy, draft.executor.queue.displacing_key(call), done, key=_key_of)
+            before = bisect_left(needy, (draft.executor.queue.displacing_key(call),), done)
             if done < before:
                 self._proceed(draft, lane, needy[done:before], now)
                 done = before
@@ -97,19 +97,21 @@ class ColumnarPlanner:
         self, draft: Draft, lane: Lane, needy: Needy, now: float, *, until_preempted: bool = False
     ) -> int:
         """Returns: how many had their turn: all, or those up to the first that had another preempted."""
-        kv = draft.executor.kv
+        step, kv = draft.executor.next_step, draft.executor.kv
         steady: list[Call] = []
         """Those before the one in turn that only need a block, and can have it: they get theirs together."""
         available = kv.available
         for index, (_, call) in enumerate(needy):
-            is_steady = call.seat is not None and call.seat.steady
-            if is_steady and len(steady) < available:
-                steady.append(call)
+            missing = _missing_if_steady(draft.executor, lane, call)
+            if missing is not None and len(steady) + missing <= available:
+                if call in lane.loose:
+                    lane.enter(call, step)
+                if missing:
+                    steady.append(call)
                 continue
             _give_blocks(draft, steady)
             steady.clear()
-            if call.state is CallState.RUNNING:
-                self._proceed_alone(draft, lane, call, now)
+            self._proceed_alone(draft, lane, call, now)
             if until_preempted and draft.preempted:
                 return index + 1
             available = kv.available
@@ -117,25 +119,11 @@ class ColumnarPlanner:
         return len(needy)
 
     def _proceed_alone(self, draft: Draft, lane: Lane, call: Call, now: float) -> None:
-        """A call that is not steady, or cannot stay so since there is no block for it."""
+        """A call that is not steady, or cannot be since there is no block for it."""
         if call.seat is not None and call.seat.steady:
             lane.leave(call)
-        elif self._becomes_steady(draft, lane, call):
-            return
-        self._drafter.proceed(draft, call, now)
-
-    def _becomes_steady(self, draft: Draft, lane: Lane, call: Call) -> bool:
-        """Lets a running call enter the lane with the block that it needs, if that can be."""
-        executor = draft.executor
-        if not lane.may_enter(call, executor.next_step):
-            return False
-        missing = executor.blocks_for(call.planned + 1) - len(call.blocks)
-        if missing > executor.kv.available:
-            return False
-        lane.enter(call, executor.next_step)
-        if missing:
-            _give_blocks(draft, (call,))
-        return True
+        if call.state is CallState.RUNNING:  # it may have been preempted since the plan was begun
+            self._drafter.proceed(draft, call, now)
 
     # ── the plan ────────────────────────────────────────────────────────────────────────────────────
 
@@ -171,8 +159,16 @@ class ColumnarPlanner:
         self._outbox.append(SendPlan(executor_id=executor.executor_id, plan=plan))
 
 
-def _key_of(entry: tuple[QueueKey, Call]) -> QueueKey:
-    return entry[0]
+def _missing_if_steady(executor: Executor, lane: Lane, call: Call) -> int | None:
+    """Blocks that a call is short of, 1 or 0, if it is in the lane or may enter it with the next plan."""
+    seat = call.seat
+    if seat is None:
+        return None
+    if seat.steady:
+        return 1
+    if lane.may_enter(call, executor.next_step):
+        return executor.blocks_for(call.planned + 1) - len(call.blocks)
+    return None
 
 
 def _merged(loose: Sequence[Call], entering: Sequence[tuple[QueueKey, Seat]]) -> Needy:
@@ -181,7 +177,7 @@ def _merged(loose: Sequence[Call], entering: Sequence[tuple[QueueKey, Seat]]) ->
         for call in loose:
             assert call.queue_key is not None, "a running call is in the queue"
             needy.append((call.queue_key, call))
-        needy.sort(key=_key_of)
+        needy.sort()
     return needy
 
 

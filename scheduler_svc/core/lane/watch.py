@@ -23,19 +23,25 @@ class StopWatch:
 
     def add(self, spec: CallSpec) -> None:
         """A row of this call joins those that are watched."""
-        for token in self._tokens_of(spec):
-            self._rows[token] = self._rows.get(token, 0) + 1
-            self._table[token] = True
+        for token in _stop_tokens(spec):
+            rows = self._rows.get(token, 0)
+            self._rows[token] = rows + 1
+            if not rows:
+                self._mark(token, watched=True)
 
     def remove(self, spec: CallSpec) -> None:
         """Undoes `add`."""
-        for token in self._tokens_of(spec):
+        for token in _stop_tokens(spec):
             left = self._rows[token] - 1
             if left:
                 self._rows[token] = left
             else:
                 del self._rows[token]
-                self._table[token] = False
+                self._mark(token, watched=False)
+
+    def _mark(self, token: int, *, watched: bool) -> None:
+        if 0 <= token < self.vocab_size:  # others cannot be sampled
+            self._table[token] = watched
 
     def look(self, tokens: Int32Array) -> list[int] | None:
         """Indices of the tokens that may stop their rows; None when one of them is no token at all."""
@@ -48,11 +54,11 @@ class StopWatch:
             return _NONE
         return list(marks.nonzero()[0].tolist())
 
-    def _tokens_of(self, spec: CallSpec) -> Iterable[int]:
-        stop = spec.stop_token_ids
-        eos = spec.eos_token_id
-        tokens = stop if eos is None or eos in stop else (*stop, eos)
-        return [token for token in tokens if 0 <= token < self.vocab_size] if tokens else ()
+
+def _stop_tokens(spec: CallSpec) -> Iterable[int]:
+    """Each once."""
+    stop, eos = spec.stop_token_ids, spec.eos_token_id
+    return stop if eos is None or eos in stop else (*stop, eos)
 
 
 _NONE: list[int] = []
