@@ -55,7 +55,6 @@ class ColumnarReader:
             self._emit(step.samplers, tokens)
         for call, reason, stop_token_id in endings:
             self._lifecycle.finish(call, now, reason, stop_token_id)
-        lane.look_again()
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────
 

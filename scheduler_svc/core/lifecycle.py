@@ -63,8 +63,8 @@ class Lifecycle:
         self._outbox = outbox
         self._gates = config.admission is Admission.WORKING_SET
         self._submitted = 0
-        self.deadlines: Timers[CallId] = Timers()
-        self.starvation_looks: Timers[CallId] = Timers()
+        self.deadlines: Timers[CallId, float] = Timers()
+        self.starvation_looks: Timers[CallId, float] = Timers()
         self.programs = ProgramWatch(config, table, fleet)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────

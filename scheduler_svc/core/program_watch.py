@@ -25,7 +25,7 @@ class ProgramWatch:
         self._config = config
         self._table = table
         self._fleet = fleet
-        self._timers: Timers[ProgramKey] = Timers()
+        self._timers: Timers[ProgramKey, float] = Timers()
         self._idle_kv_s = min(config.idle_kv_s, config.idle_timeout_s)
 
     def __len__(self) -> int:

@@ -26,7 +26,6 @@ from scheduler_svc.core.events import (
 )
 from scheduler_svc.core.ids import ExecutorId, FrontendId, ProgramId
 from scheduler_svc.core.lane import Lane
-from scheduler_svc.core.prices import PS_PER_S
 from tests.property.twin_world import TwinWorld
 from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE
 from tests.unit.scheduler_core.world import TENANT, executor_spec
@@ -209,7 +208,6 @@ def results_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """With a short ring tokens are fetched all the time."""
     kept: int = request.param
     monkeypatch.setattr("scheduler_svc.core.executor.Lane", partial(Lane, results_kept=kept))
-    monkeypatch.setattr("scheduler_svc.core.lane.lane._CLOCK_MAX_PS", PS_PER_S)  # set back all the time
     return kept
 
 

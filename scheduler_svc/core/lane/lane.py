@@ -28,6 +28,7 @@ from scheduler_svc.core.lane.watch import StopWatch
 from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow, StepInFlight
 from scheduler_svc.core.policies.base import FOREVER_PS
 from scheduler_svc.core.queues import QueueKey
+from scheduler_svc.core.timers import Timers
 
 if TYPE_CHECKING:
     from scheduler_svc.core.call import Call
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 RESULTS_KEPT = 512
 """Results whose tokens the ring holds: a row is refreshed at least that often."""
-NEVER = np.iinfo(np.int64).max
-_NEVER = int(NEVER)
-_CLOCK_MAX_PS = 1 << 61
-"""The clock is set back here: 26 days. With the longest quantum on top it is still below NEVER."""
 
 Bucket = list[tuple[QueueKey, Seat]]
 """In the order of the queue; no two keys are equal, so seats are never compared."""
@@ -77,10 +74,8 @@ class Lane:
         """Rows that are not retired, by their last plan."""
         self._results_due = Calendar()
         """Rows by the result at which they must be looked at."""
-        self._next_clock = np.zeros(0, np.int64)
-        """The clock at which a row must be looked at. Shape: (slots,)."""
-        self._clock_due = _NEVER
-        """A lower bound of that."""
+        self._clocks_due: Timers[Seat, int] = Timers()
+        """Rows by the clock at which they must be looked at."""
 
     # ── the whole batch ─────────────────────────────────────────────────────────────────────────────
 
@@ -89,7 +84,7 @@ class Lane:
         seat = call.seat
         if seat is None:
             seat = call.seat = self.table.take(call, self._executor.steps_done)
-            if seat.slot >= len(self._next_clock):
+            if seat.slot >= self._tokens.shape[1]:
                 self._grow()
         return seat
 
@@ -133,12 +128,9 @@ class Lane:
         return Batch(self.table, np.array(slots, np.int64))
 
     def _grow(self) -> None:
-        size = max(16, 2 * len(self._next_clock))
-        clocks = np.full(size, NEVER, np.int64)
-        clocks[: len(self._next_clock)] = self._next_clock
-        self._next_clock = clocks
-        tokens = np.zeros((self._kept, size), np.int32)
-        tokens[:, : self._tokens.shape[1]] = self._tokens
+        slots = self._tokens.shape[1]
+        tokens = np.zeros((self._kept, max(16, 2 * slots)), np.int32)
+        tokens[:, :slots] = self._tokens
         self._tokens = tokens
 
     # ── in and out ──────────────────────────────────────────────────────────────────────────────────
@@ -181,17 +173,19 @@ class Lane:
         seat = call.seat
         assert seat is not None, "a steady call has a seat"
         self.refresh(seat)
-        for step in self._executor.in_flight:
-            if self._is_in_flight(seat, step.step):
-                row = self._row_of(seat, step.step)
-                step.rows[row.handle] = row
+        if self._executor.steps_done < seat.last:
+            for step in self._executor.in_flight:
+                if self._is_in_flight(seat, step.step):
+                    row = self._row_of(seat, step.step)
+                    step.rows[row.handle] = row
         if not seat.retired:
+            self._last_plans.drop(seat.last, seat)
             self._stop_planning(seat)
         seat.planned_step = min(seat.last, self._executor.next_step - 1)
         seat.steady = False
         self.watch.remove(call.spec)
         self._results_due.drop(seat.due, seat)
-        self._next_clock[seat.slot] = NEVER
+        self._clocks_due.drop(seat)
         self.loose[call] = None
 
     def leave_all(self) -> None:
@@ -231,7 +225,6 @@ class Lane:
     def _stop_planning(self, seat: Seat) -> None:
         self.rows -= 1
         self.offsets -= seat.offset
-        self._last_plans.drop(seat.last, seat)
         self._leave_bucket(seat)
 
     # ── plans ───────────────────────────────────────────────────────────────────────────────────────
@@ -267,30 +260,13 @@ class Lane:
         """Books the seconds of the result that is the executor's newest by now."""
         self.clock_ps += step_ps
         self._clocks[self._executor.steps_done % self._kept] = self.clock_ps
-        if self.clock_ps >= _CLOCK_MAX_PS:
-            self._set_clock_back()
-
-    def _set_clock_back(self) -> None:
-        """Lets the clock begin anew: only differences matter, and 64 bits of picoseconds last 106 days."""
-        back_ps = self.clock_ps
-        self.clock_ps = 0
-        self._clocks = [clock_ps - back_ps for clock_ps in self._clocks]
-        self._next_clock[self._next_clock != NEVER] -= back_ps
-        if self._clock_due != _NEVER:
-            self._clock_due -= back_ps
 
     def due(self) -> list[Seat]:
         """Rows that must be looked at after the newest result, in no order, some twice."""
         seats = list(self._results_due.take(self._executor.steps_done))
-        if self.clock_ps >= self._clock_due:
-            slots = (self._next_clock <= self.clock_ps).nonzero()[0].tolist()
-            seats += map(self.seated, slots)
+        if self._clocks_due:
+            seats += self._clocks_due.pop_due(self.clock_ps)
         return seats
-
-    def look_again(self) -> None:
-        """All that was due has been looked at, or has left."""
-        if self.clock_ps >= self._clock_due:
-            self._clock_due = int(self._next_clock.min(initial=NEVER))
 
     def refresh(self, seat: Seat, *, without_newest: bool = False) -> None:
         """Brings the call of a steady row up to date.
@@ -342,20 +318,22 @@ class Lane:
         return column[first:].tobytes() + column[: last + 1].tobytes()
 
     def rearm(self, seat: Seat) -> None:
-        """Says when a steady row, up to date, must be looked at next."""
-        if self._executor.steps_done < seat.first - 1:  # what it has used is not known before
-            self._arm(seat, seat.first - 1, _NEVER)
+        """Says when a steady row, up to date, must be looked at next. While earlier rows of it are in flight
+        as objects, what it will have used is not known; they are looked at anyway."""
+        if self._executor.steps_done < seat.first - 1:
             return
         call, policy = seat.call, self._executor.queue.policy
-        result, clock_ps = min(seat.last, seat.base + self._kept - 1), _NEVER
+        result = min(seat.last, seat.base + self._kept - 1)
         quantum_ps = policy.quantum_ps(call.level)
         if quantum_ps < FOREVER_PS:
             left_ps = quantum_ps - call.quantum_used_ps
             if policy.unit is ServiceUnit.COST:
                 result = self._quantum_used_up(seat, left_ps, result)
             else:
-                clock_ps = self._clocks[seat.base % self._kept] + left_ps
-        self._arm(seat, result, clock_ps)
+                self._clocks_due.set(seat, self._clocks[seat.base % self._kept] + left_ps)
+        self._results_due.drop(seat.due, seat)
+        self._results_due.put(result, seat)
+        seat.due = result
 
     def _quantum_used_up(self, seat: Seat, left_ps: int, latest: int) -> int:
         """The result that uses up what is left of a row's quantum, or `latest` if that comes first."""
@@ -363,14 +341,6 @@ class Lane:
         if prices.decode_ps(start, start + latest - seat.base) < left_ps:
             return latest  # the usual case, at a fraction of the cost of solving for the result
         return min(latest, seat.base + prices.decodes_within(start, left_ps))
-
-    def _arm(self, seat: Seat, result: int, clock_ps: int) -> None:
-        if seat.due != result:
-            self._results_due.drop(seat.due, seat)
-            seat.due = result
-        self._results_due.put(result, seat)
-        self._next_clock[seat.slot] = clock_ps
-        self._clock_due = min(self._clock_due, clock_ps)
 
     def rearm_all(self) -> None:
         """Prices have changed; all rows were up to date before."""
