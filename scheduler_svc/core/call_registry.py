@@ -57,19 +57,24 @@ class CallRegistry:
 
     def add(self, call: Call) -> None:
         """Enters a live call."""
-        self._calls[call.spec.call_id] = call
-        self._frontend_of(call).live[call.spec.call_id] = call
+        spec = call.spec
+        self._calls[spec.call_id] = call
+        frontend = self._frontends.get(spec.frontend_id)
+        if frontend is None:
+            frontend = self._frontends[spec.frontend_id] = FrontendCalls()
+        frontend.live[spec.call_id] = call
         self.live_count += 1
 
     def count_running(self, call: Call, change: int) -> None:
         """Books that a call became RUNNING (1) or ceased to be (-1)."""
-        self._frontend_of(call).running += change
+        self._frontends[call.spec.frontend_id].running += change
 
     def mark_ended(self, call: Call) -> None:
         """Moves a call to the unacknowledged ones, of which the oldest go when there are too many."""
-        frontend = self._frontend_of(call)
-        del frontend.live[call.spec.call_id]
-        frontend.ended[call.spec.call_id] = call
+        spec = call.spec
+        frontend = self._frontends[spec.frontend_id]
+        del frontend.live[spec.call_id]
+        frontend.ended[spec.call_id] = call
         self.live_count -= 1
         while len(frontend.ended) > self._unacknowledged_calls_max:
             oldest, _ = frontend.ended.popitem(last=False)
@@ -80,7 +85,7 @@ class CallRegistry:
         call = self.ended(call_id)
         if call is None:
             return
-        frontend = self._frontend_of(call)
+        frontend = self._frontends[call.spec.frontend_id]
         del frontend.ended[call_id]
         del self._calls[call_id]
         if not frontend.ended and not frontend.live:
@@ -92,9 +97,3 @@ class CallRegistry:
         assert not frontend.live, "live calls of a lost frontend must be cancelled first"
         for call_id in frontend.ended:
             del self._calls[call_id]
-
-    def _frontend_of(self, call: Call) -> FrontendCalls:
-        frontend = self._frontends.get(call.spec.frontend_id)
-        if frontend is None:
-            frontend = self._frontends[call.spec.frontend_id] = FrontendCalls()
-        return frontend

@@ -6,7 +6,7 @@ whose token may stop them, and those that are due. Every other result goes the p
 the one truth about what is wrong with it; all rows leave the lane for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 
 import numpy as np
@@ -78,20 +78,21 @@ class ColumnarReader:
         due = lane.due()
         if not (step.rows or due or suspects):
             return (), []
-        touched = _touched(step, due, suspects)
         objects = {row.slot: row for row in step.rows.values()}
         endings: list[Ending] = []
         unheld: list[int] = []
-        for slot in touched:
+        for slot in _touched(step, objects, due, suspects):
             row = objects.get(slot)
             if row is None:
-                ending = self._look_at(lane, lane.seated(slot), step, tokens, now)
-            elif executor.holds(row):
-                ending = self._apply_object(executor, lane, row, step, tokens, step_ps, now)
+                ending = self._look_at(executor, lane, lane.seated(slot), step, now)
             else:
-                ending = None
-                if row.samples:
-                    unheld.append(int(step.samplers.row_of[slot]))
+                at = step.samplers.row_of.item(slot) if row.samples else None
+                if not executor.holds(row):
+                    if at is not None:
+                        unheld.append(at)
+                    continue
+                token = None if at is None else tokens.array.item(at)
+                ending = self._apply_object(executor, lane, row, token, step, step_ps, now)
             if ending is not None:
                 endings.append(ending)
         return endings, unheld
@@ -101,38 +102,38 @@ class ColumnarReader:
         executor: Executor,
         lane: Lane,
         row: PlannedRow,
+        token: int | None,
         step: ColumnsInFlight,
-        tokens: Column,
         step_ps: int,
         now: float,
     ) -> Ending | None:
-        token = tokens[int(step.samplers.row_of[row.slot])] if row.samples else None
-        self._book_siblings(lane, row.call, row.slot, step)
+        if executor.queue.policy.reads_live_service:
+            self._book_siblings(executor, lane, row.call, row.slot, step)
         ending = self._plain.apply_row(executor, row, now, token=token, step_ps=step_ps)
         lane.looked_at(row.call)
         return ending
 
     def _look_at(
-        self, lane: Lane, seat: Seat, step: ColumnsInFlight, tokens: Column, now: float
+        self, executor: Executor, lane: Lane, seat: Seat, step: ColumnsInFlight, now: float
     ) -> Ending | None:
-        """A row of the lane that is due, or whose token may stop it. One that ends leaves the lane for that,
-        and is due until then."""
+        """A row of the lane that is due, or whose token may stop it. One that ends leaves the lane for
+        that."""
         call = seat.call
         lane.refresh(seat)
-        self._book_siblings(lane, call, seat.slot, step)
+        if executor.queue.policy.reads_live_service:
+            self._book_siblings(executor, lane, call, seat.slot, step)
         self._lifecycle.charge(call, 0, 0, now)
-        ending = stop_reason(call, tokens[int(step.samplers.row_of[seat.slot])])
+        ending = stop_reason(call, call.tokens[-1])
         if ending is not None:
             return (call, *ending)
         lane.looked_at(call)
         return None
 
-    def _book_siblings(self, lane: Lane, call: Call, slot: int, step: ColumnsInFlight) -> None:
+    def _book_siblings(
+        self, executor: Executor, lane: Lane, call: Call, slot: int, step: ColumnsInFlight
+    ) -> None:
         """Before a call may change its level: a policy that looks at all calls of the program sees those of
         the rows before this one with the step, and those after it without."""
-        executor = call.executor
-        if executor is None or not executor.queue.policy.reads_live_service:
-            return
         row_of = step.batch.row_of
         for sibling in call.program.live_calls.values():
             seat = sibling.seat
@@ -201,10 +202,11 @@ def _tokens_of(result: StepCompleted) -> Column | None:
         return None
 
 
-def _touched(step: ColumnsInFlight, due: Sequence[Seat], suspects: Sequence[int]) -> list[int]:
+def _touched(
+    step: ColumnsInFlight, objects: Iterable[int], due: Sequence[Seat], suspects: Sequence[int]
+) -> list[int]:
     """Slots of the rows to look at, in plan order."""
-    slots = dict.fromkeys(row.slot for row in step.rows.values())
-    slots.update(dict.fromkeys(seat.slot for seat in due))
+    slots = {*objects, *[seat.slot for seat in due]}
     if suspects:
-        slots.update(dict.fromkeys(step.samplers.slots[suspects].tolist()))
+        slots.update(step.samplers.slots[suspects].tolist())
     return sorted(slots, key=step.batch.row_of.item)

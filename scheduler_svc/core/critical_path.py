@@ -29,6 +29,8 @@ class Path(NamedTuple):
 
     def longer(self, other: "Path") -> "Path":
         """The longer one, each unit by itself."""
+        if other.service_ps >= self.service_ps and other.cost_ps >= self.cost_ps:
+            return other
         return Path(max(self.service_ps, other.service_ps), max(self.cost_ps, other.cost_ps))
 
 

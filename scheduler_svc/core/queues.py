@@ -50,17 +50,13 @@ class MultilevelQueue:
     """Calls of one executor in the order in which they are served."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
+        """What orders the calls."""
         self._entries = 0
         self._waiting: SortedDict[QueueKey, Call] = SortedDict()
         self._running: dict[QueueKey, Call] = {}
         self._running_keys: list[QueueKey] = []
         """Ascending."""
-
-    @property
-    def policy(self) -> Policy:
-        """What orders the calls."""
-        return self._policy
 
     # ── counts ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -97,7 +93,7 @@ class MultilevelQueue:
         """Takes in a call that is in no queue, at the tail of its level; its state tells where."""
         self._entries += 1
         call.enqueued = self._entries
-        self._file(call, (call.level, *self._policy.tie(call, call.enqueued)))
+        self._file(call, (call.level, *self.policy.tie(call, call.enqueued)))
 
     def discard(self, call: Call) -> None:
         """Takes a call out, if it is here."""
@@ -134,7 +130,7 @@ class MultilevelQueue:
         self._waiting.clear()
         self._running.clear()
         self._running_keys.clear()
-        self._policy = policy
+        self.policy = policy
         for call in calls:
             self.add(call)
 
@@ -150,7 +146,7 @@ class MultilevelQueue:
 
     def walk(self) -> Iterator[Call]:
         """All calls in order."""
-        if self._policy.running_first:
+        if self.policy.running_first:
             running = (((key[0], 0), call) for key, call in self._running_items())
             waiting = (((key[0], 1), call) for key, call in self._waiting.items())
             return (call for _, call in merge(running, waiting, key=lambda entry: entry[0]))
@@ -192,7 +188,7 @@ class MultilevelQueue:
     def displacing_key(self, call: Call) -> QueueKey:
         """Running calls with a larger key come after `call`."""
         assert call.queue_key is not None, "the call is in no queue"
-        if call.state is not CallState.RUNNING and self._policy.running_first:
+        if call.state is not CallState.RUNNING and self.policy.running_first:
             return (call.level + 1,)
         return call.queue_key
 

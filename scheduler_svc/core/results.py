@@ -132,9 +132,11 @@ class ResultReader:
         call.sampling -= row.samples
         if failed:
             return
-        end = row.start + row.count
-        self._counters.recomputed_tokens += max(0, min(end, call.computed_ever) - row.start)
-        call.computed_ever = max(call.computed_ever, end)
+        start, end, ever = row.start, row.start + row.count, call.computed_ever
+        if start < ever:
+            self._counters.recomputed_tokens += min(end, ever) - start
+        if ever < end:
+            call.computed_ever = end
         if call.state is CallState.RUNNING:
             call_kv.publish(executor, call, end)
             call.computed = end
