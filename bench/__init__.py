@@ -2,3 +2,5 @@
 
 Results go to bench/results/.
 """
+
+import svc_runtime  # noqa: F401 - before grpc is loaded, see there

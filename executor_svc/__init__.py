@@ -1,0 +1,3 @@
+"""The executor: `python -m executor_svc`."""
+
+import svc_runtime  # noqa: F401 - before grpc is loaded, see there
