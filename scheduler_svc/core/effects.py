@@ -25,6 +25,9 @@ class FinishReason(Enum):
     ABORT = "abort"
     ERROR = "error"
 
+    __hash__ = object.__hash__
+    """By identity, as that of `CallState`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

@@ -9,7 +9,6 @@ because giving a part to another message copies it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -233,10 +232,15 @@ def _fill_plan(message: pb.StepPlan, plan: Plan) -> None:
 
 def _fill_blocks(group: pb.GroupBlocks, blocks: Mapping[int, Sequence[BlockId]]) -> None:
     rows = sorted(blocks)
-    lists = [blocks[row] for row in rows]
+    counts: list[int] = []
+    block_ids: list[BlockId] = []
+    for row in rows:
+        of_row = blocks[row]
+        counts.append(len(of_row))
+        block_ids += of_row
     group.rows = pack_i32(rows)
-    group.counts = pack_i32([len(ids) for ids in lists])
-    group.block_ids = pack_i32(list(chain.from_iterable(lists)))
+    group.counts = pack_i32(counts)
+    group.block_ids = pack_i32(block_ids)
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[bytes, bytes]:

@@ -1,4 +1,7 @@
-"""scheduler/v1 messages <-> the core's words, the stream's part. Pure translation: no state, no I/O."""
+"""scheduler/v1 messages <-> the core's words, the stream's part. Pure translation: no state, no I/O.
+
+What goes out with every step is filled in place (`fill_...`): to give a part to another message copies it.
+"""
 
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from scheduler_svc.core.effects import FinishCall, FinishReason, ReportStarted
@@ -50,22 +53,26 @@ def refusal_message(refusal: Refusal) -> pb.Refusal:
     )
 
 
-def call_started(effect: ReportStarted) -> pb.CallStarted:
+def fill_started(message: pb.CallStarted, effect: ReportStarted) -> None:
     """A call is in a plan for the first time."""
-    return pb.CallStarted(handle=effect.handle, cached_tokens=effect.cached_tokens, queued_s=effect.queued_s)
+    message.handle = effect.handle
+    message.queued_s = effect.queued_s
+    if effect.cached_tokens:
+        message.cached_tokens = effect.cached_tokens
 
 
-def call_finished(effect: FinishCall) -> pb.CallFinished:
+def fill_finished(message: pb.CallFinished, effect: FinishCall) -> None:
     """A call ended."""
-    return pb.CallFinished(
-        handle=effect.handle,
-        reason=_FINISH_REASONS[effect.reason],
-        stop_token_id=effect.stop_token_id,
-        error=refusal_message(effect.error) if effect.error else None,
-        service_s=effect.service_s,
-        waiting_s=effect.waiting_s,
-        preemptions=effect.preemptions,
-    )
+    message.handle = effect.handle
+    message.reason = _FINISH_REASONS[effect.reason]
+    message.service_s = effect.service_s
+    message.waiting_s = effect.waiting_s
+    if effect.preemptions:
+        message.preemptions = effect.preemptions
+    if effect.stop_token_id is not None:
+        message.stop_token_id = effect.stop_token_id
+    if effect.error is not None:
+        message.error.CopyFrom(refusal_message(effect.error))
 
 
 def call_refused(handle: StreamHandle, refusal: Refusal) -> pb.ConnectResponse:

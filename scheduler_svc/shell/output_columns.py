@@ -46,12 +46,12 @@ class OutputColumns:
 
     def started(self, effect: ReportStarted) -> None:
         """The start of a call."""
-        self._started.append(frontend_wire.call_started(effect))
+        self._started.append(effect)
         self._cost_bytes += RECORD_BYTES
 
     def finished(self, effect: FinishCall) -> None:
         """The end of a call."""
-        self._finished.append(frontend_wire.call_finished(effect))
+        self._finished.append(effect)
         self._cost_bytes += RECORD_BYTES
 
     def take(self, status: pb.EngineStatus | None = None) -> pb.ConnectResponse:
@@ -65,10 +65,10 @@ class OutputColumns:
         outputs.SetInParent()
         outputs.handles = b"".join(self._handles)
         outputs.tokens = b"".join(self._tokens)
-        if self._started:
-            outputs.started.extend(self._started)
-        if self._finished:
-            outputs.finished.extend(self._finished)
+        for started in self._started:
+            frontend_wire.fill_started(outputs.started.add(), started)
+        for finished in self._finished:
+            frontend_wire.fill_finished(outputs.finished.add(), finished)
         if self._payloads:
             outputs.payloads.extend(self._payloads)
         if status is not None:
@@ -82,6 +82,6 @@ class OutputColumns:
         self._count = 0
         """Tokens collected."""
         self._payloads: list[pb.TokenPayload] = []
-        self._started: list[pb.CallStarted] = []
-        self._finished: list[pb.CallFinished] = []
+        self._started: list[ReportStarted] = []
+        self._finished: list[FinishCall] = []
         self._cost_bytes = 0

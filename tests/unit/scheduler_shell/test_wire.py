@@ -186,7 +186,8 @@ def test_the_end_of_a_call_says_how_and_what_it_cost(reason: FinishReason, sent:
     effect = FinishCall(
         frontend_id="f", handle=3, reason=reason, stop_token_id=0, service_s=1.5, waiting_s=2.5, preemptions=4
     )
-    message = frontend_wire.call_finished(effect)
+    message = pb.CallFinished()
+    frontend_wire.fill_finished(message, effect)
     assert message == pb.CallFinished(
         handle=3, reason=sent, stop_token_id=0, service_s=1.5, waiting_s=2.5, preemptions=4
     )
@@ -207,7 +208,9 @@ def test_a_failed_call_carries_its_typed_error() -> None:
         waiting_s=0,
         preemptions=0,
     )
-    error = frontend_wire.call_finished(effect).error
+    message = pb.CallFinished()
+    frontend_wire.fill_finished(message, effect)
+    error = message.error
     assert error == pb.Refusal(
         reason="EXECUTOR_FAILED", message="m", field="f", limit="l", value="v", retry_after_s=0
     )
