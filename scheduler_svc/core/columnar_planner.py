@@ -23,7 +23,7 @@ from scheduler_svc.core.drafting import Draft, Drafter
 from scheduler_svc.core.effects import Effect, Plan, SendPlan
 from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.ids import BlockId
-from scheduler_svc.core.lane import Batch, Lane, Seat
+from scheduler_svc.core.lane import Batch, Lane
 from scheduler_svc.core.lifecycle import Lifecycle
 from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow
 from scheduler_svc.core.planner import BACKFILL_TRIES, first_able
@@ -69,7 +69,7 @@ class ColumnarPlanner:
         if loose or not nobody_starts or executor.kv.available < len(entering):
             self._go_through(draft, lane, _merged(loose, entering), now, nobody_starts=nobody_starts)
         elif entering:
-            _give_blocks(draft, [seat.call for _, seat in entering])
+            _give_blocks(draft, [call for _, call in entering])
         return draft
 
     def _go_through(self, draft: Draft, lane: Lane, needy: Needy, now: float, *, nobody_starts: bool) -> None:
@@ -171,13 +171,12 @@ def _missing_if_steady(executor: Executor, lane: Lane, call: Call) -> int | None
     return None
 
 
-def _merged(loose: Sequence[Call], entering: Sequence[tuple[QueueKey, Seat]]) -> Needy:
-    needy: Needy = [(key, seat.call) for key, seat in entering]
-    if loose:
-        for call in loose:
-            assert call.queue_key is not None, "a running call is in the queue"
-            needy.append((call.queue_key, call))
-        needy.sort()
+def _merged(loose: Sequence[Call], entering: Needy) -> Needy:
+    needy = entering.copy()  # calls enter and leave the lane while this is gone through
+    for call in loose:
+        assert call.queue_key is not None, "a running call is in the queue"
+        needy.append((call.queue_key, call))
+    needy.sort()
     return needy
 
 

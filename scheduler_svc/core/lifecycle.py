@@ -149,14 +149,8 @@ class Lifecycle:
 
     def _announce(self, call: Call, executor: Executor) -> None:
         handle = executor.give_handle(call)
-        self._outbox.append(
-            AnnounceCall(
-                executor_id=executor.executor_id,
-                handle=handle,
-                call=call.spec,
-                output_token_ids=tuple(call.tokens[call.prompt_len :]),
-            )
-        )
+        generated = tuple(call.tokens[call.prompt_len :]) if call.output_len else ()
+        self._outbox.append(AnnounceCall(executor.executor_id, handle, call.spec, generated))
 
     # ── in and out of the batch ─────────────────────────────────────────────────────────────────────
 
@@ -348,9 +342,10 @@ class Lifecycle:
         call.state = after
         call.waited_s = call.waiting_s(now)
         call.waiting_since_s = now if after in WAITING else None
-        change = (after is CallState.RUNNING) - (before is CallState.RUNNING)
-        if change:
-            self._registry.count_running(call, change)
+        if after is CallState.RUNNING:
+            self._registry.count_running(call, 1)
+        elif before is CallState.RUNNING:
+            self._registry.count_running(call, -1)
 
 
 def _placed(call: Call) -> Executor:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 RESULTS_KEPT = 512
 """Results whose tokens the ring holds: a row is refreshed at least that often."""
 
-Bucket = list[tuple[QueueKey, Seat]]
-"""In the order of the queue; no two keys are equal, so seats are never compared."""
+Bucket = list[tuple[QueueKey, "Call"]]
+"""In the order of the queue; no two keys are equal, so calls are never compared."""
 
 
 class Lane:
@@ -91,13 +91,16 @@ class Lane:
     def drop(self, call: "Call") -> None:
         """Brings a call up to date that is about to leave the batch, and frees its seat."""
         seat = call.seat
-        if seat is not None:
-            if seat.steady:
-                self.leave(call)
+        if seat is None:
+            return
+        if seat.steady:
+            self._end_steadiness(seat)
+        else:
+            self.loose.pop(call, None)
+        if seat.key is not None:
             self.order.remove(seat)
-            self.table.leave(seat, self._executor.next_step - 1)
-            call.seat = None
-        self.loose.pop(call, None)
+        self.table.leave(seat, self._executor.next_step - 1)
+        call.seat = None
 
     def reorder(self, call: "Call") -> None:
         """Puts a call's row where its place in the queue now says."""
@@ -170,8 +173,11 @@ class Lane:
 
     def leave(self, call: "Call") -> None:
         """Makes a steady row an object row again, with its share of the plans in flight."""
-        seat = call.seat
-        assert seat is not None, "a steady call has a seat"
+        assert call.seat is not None, "a steady call has a seat"
+        self._end_steadiness(call.seat)
+        self.loose[call] = None
+
+    def _end_steadiness(self, seat: Seat) -> None:
         self.refresh(seat)
         if self._executor.steps_done < seat.last:
             for step in self._executor.in_flight:
@@ -183,10 +189,9 @@ class Lane:
             self._stop_planning(seat)
         seat.planned_step = min(seat.last, self._executor.next_step - 1)
         seat.steady = False
-        self.watch.remove(call.spec)
+        self.watch.remove(seat.call.spec)
         self._results_due.drop(seat.due, seat)
         self._clocks_due.drop(seat)
-        self.loose[call] = None
 
     def leave_all(self) -> None:
         """Makes all rows object rows, those in flight in the order of their plans; for what is rare."""
@@ -236,14 +241,14 @@ class Lane:
             self.order.remove(seat)
             seat.retired = True
 
-    def entering_blocks(self, step: int) -> Sequence[tuple[QueueKey, Seat]]:
+    def entering_blocks(self, step: int) -> Bucket:
         """Rows of the lane that enter a new block at plan `step`, in the order of the queue."""
         return self._buckets[step % self._block_size]
 
     def _enter_bucket(self, seat: Seat) -> None:
         key = seat.call.queue_key
         assert key is not None
-        insort(self._buckets[-seat.offset % self._block_size], (key, seat))
+        insort(self._buckets[-seat.offset % self._block_size], (key, seat.call))
 
     def _leave_bucket(self, seat: Seat) -> None:
         bucket = self._buckets[-seat.offset % self._block_size]
@@ -312,10 +317,9 @@ class Lane:
 
     def _tokens_of(self, slot: int, first: int, last: int) -> bytes:
         first, last = first % self._kept, last % self._kept
-        column = self._tokens[:, slot]
         if first <= last:
-            return column[first : last + 1].tobytes()
-        return column[first:].tobytes() + column[: last + 1].tobytes()
+            return self._tokens[first : last + 1, slot].tobytes()
+        return self._tokens[first:, slot].tobytes() + self._tokens[: last + 1, slot].tobytes()
 
     def rearm(self, seat: Seat) -> None:
         """Says when a steady row, up to date, must be looked at next. While earlier rows of it are in flight
