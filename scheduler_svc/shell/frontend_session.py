@@ -1,10 +1,11 @@
 """Our side of one frontend's stream: its calls, and what it is to be told.
 
 Theory of operation. Effects are only collected here. Whenever the writer is free it takes everything
-collected as one `StepOutputs` and encodes it, after the plans of the same turn have left. A frontend that
-reads slowly gets fewer, larger messages; one that does not read is cut off when what is collected passes
-`backlog_bytes_max`. So memory is bounded whatever a frontend does. Nothing is done token by token: what a
-call generated is told at its end, by the core.
+collected as one `StepOutputs` and encodes it, after the plans of the same turn have left. Outputs leave at
+once when none did for a millisecond; else they wait one (`OUTPUTS_APART_S`), and what many executors generate
+meanwhile shares a message. A frontend that reads slowly gets still fewer, larger messages; one that does not
+read is cut off when what is collected passes `backlog_bytes_max`. So memory is bounded whatever a frontend
+does. Nothing is done token by token: what a call generated is told at its end, by the core.
 
 The engine's gauges go along whenever a call started or ended, else with each `STATUS_EVERY`-th message: to
 make them up means to look at every executor.
@@ -14,6 +15,7 @@ frontend can thus never reach a call that happens to reuse a handle.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,12 +26,16 @@ from scheduler_svc.core.errors import ProtocolBroken, Refusal
 from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import CallId, FrontendId, ProgramId, StreamHandle, TenantId
 from scheduler_svc.shell import frontend_wire
+from scheduler_svc.shell.clock import Clock
 from scheduler_svc.shell.output_columns import RECORD_BYTES, OutputColumns
 from scheduler_svc.shell.streams import StreamEnd
 
 Write = Callable[[pb.ConnectResponse], Awaitable[None]]
 
 STATUS_EVERY = 16
+OUTPUTS_APART_S = 1e-3
+"""Seconds between two messages of outputs. A message costs each side far more than the tokens in it, and 32
+executors with steps of 10 ms have three results a millisecond."""
 
 
 @dataclass(slots=True)
@@ -54,6 +60,7 @@ class FrontendSession:
         name: str,
         backlog_bytes_max: int,
         status: Callable[[FrontendId], pb.EngineStatus],
+        clock: Clock,
     ) -> None:
         """
         Args:
@@ -67,6 +74,9 @@ class FrontendSession:
         self.calls: dict[StreamHandle, CallEntry] = {}
         self._backlog_bytes_max = backlog_bytes_max
         self._status = status
+        self._clock = clock
+        self._outputs_due_s = -math.inf
+        """From when on outputs leave at once."""
         self._messages: deque[pb.ConnectResponse] = deque()
         self._columns = OutputColumns()
         self._without_status = STATUS_EVERY
@@ -158,7 +168,13 @@ class FrontendSession:
             await self._filled.wait()
             self._filled.clear()
             while self._messages or self._columns:
-                await write(self._next_message())
+                if self._messages:
+                    await write(self._messages.popleft())
+                elif self._clock.now() < self._outputs_due_s:
+                    await self._clock.sleep(OUTPUTS_APART_S)
+                    self._outputs_due_s = -math.inf
+                else:
+                    await write(self._take_outputs())
             if not self._filled.is_set():
                 self._idle.set()
 
@@ -172,9 +188,8 @@ class FrontendSession:
         self._columns = OutputColumns()
         self._idle.set()
 
-    def _next_message(self) -> pb.ConnectResponse:
-        if self._messages:
-            return self._messages.popleft()
+    def _take_outputs(self) -> pb.ConnectResponse:
+        self._outputs_due_s = self._clock.now() + OUTPUTS_APART_S
         return self._columns.take(self._due_status())
 
     def _due_status(self) -> pb.EngineStatus | None:

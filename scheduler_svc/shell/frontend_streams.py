@@ -100,6 +100,7 @@ class FrontendStreams:
             name=hello.frontend_id,
             backlog_bytes_max=self._backlog_bytes_max,
             status=lambda frontend_id: frontend_wire.engine_status(self._engine_status(frontend_id)),
+            clock=self._clock,
         )
         older = self._registry.add(session)
         if older is not None:

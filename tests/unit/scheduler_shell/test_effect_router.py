@@ -19,16 +19,19 @@ from scheduler_svc.core.effects import (
     SendPlan,
 )
 from scheduler_svc.core.errors import Refusal
-from scheduler_svc.core.ids import ExecutorId, FrontendId
+from scheduler_svc.core.ids import ExecutorId, FrontendId, StreamHandle
 from scheduler_svc.shell import call_log, executor_wire
 from scheduler_svc.shell.call_log import LINES_AT_ONCE, CallLog
+from scheduler_svc.shell.clock import MonotonicClock
 from scheduler_svc.shell.effect_router import EffectRouter
 from scheduler_svc.shell.executor_registry import ExecutorRegistry
 from scheduler_svc.shell.executor_session import ExecutorSession
 from scheduler_svc.shell.frontend_registry import FrontendRegistry
-from scheduler_svc.shell.frontend_session import STATUS_EVERY, CallEntry, FrontendSession
+from scheduler_svc.shell.frontend_session import OUTPUTS_APART_S, STATUS_EVERY, CallEntry, FrontendSession
 from scheduler_svc.shell.metrics import SchedulerMetrics
+from svc_runtime.columns import unpack_i32
 from tests.unit.scheduler_shell.fake_executor import registration
+from tests.unit.scheduler_shell.manual_clock import ManualClock
 from tests.unit.scheduler_shell.test_wire import call
 from tests.unit.scheduler_shell.waiting import until
 
@@ -47,6 +50,7 @@ class Stage:
             name="frontend",
             backlog_bytes_max=1 << 20,
             status=lambda _: pb.EngineStatus(),
+            clock=MonotonicClock(),
         )
         executors, frontends = ExecutorRegistry(), FrontendRegistry()
         executors.add(self.executor)
@@ -104,7 +108,10 @@ async def test_gauges_go_along_with_starts_and_ends_and_else_only_now_and_then()
         looks.append(frontend_id)
         return pb.EngineStatus(running=len(looks))
 
-    session = FrontendSession(frontend_id=FRONTEND, name="f", backlog_bytes_max=1 << 20, status=status)
+    clock = ManualClock()
+    session = FrontendSession(
+        frontend_id=FRONTEND, name="f", backlog_bytes_max=1 << 20, status=status, clock=clock
+    )
     session.remember(call())
     with_gauges: list[bool] = []
 
@@ -119,10 +126,51 @@ async def test_gauges_go_along_with_starts_and_ends_and_else_only_now_and_then()
     for effect in [*[tokens] * (STATUS_EVERY + 3), end, tokens]:
         (session.finished if effect is end else session.emit)(effect)
         await session.wait_written()
+        clock.advance(OUTPUTS_APART_S)
     writer.cancel()
     due = {0, STATUS_EVERY, STATUS_EVERY + 3}
     assert with_gauges == [number in due for number in range(STATUS_EVERY + 5)]
     assert len(looks) == len(due)
+
+
+async def test_outputs_that_follow_each_other_closely_share_a_message() -> None:
+    clock = ManualClock()
+    session = FrontendSession(
+        frontend_id=FRONTEND,
+        name="f",
+        backlog_bytes_max=1 << 20,
+        status=lambda _: pb.EngineStatus(),
+        clock=clock,
+    )
+    sent: list[list[int] | str] = []
+
+    async def write(message: pb.ConnectResponse) -> None:
+        outputs = message.outputs
+        sent.append(unpack_i32(outputs.tokens) if message.HasField("outputs") else "refused")
+
+    def emit(token: int) -> None:
+        session.emit(EmitTokens(frontend_id=FRONTEND, handles=[1], tokens=[token]))
+
+    writer = asyncio.create_task(session.write_to(write))
+    emit(1)
+    await session.wait_written()
+    assert sent == [[1]], "the first leaves at once"
+    emit(2)
+    await until(lambda: clock.sleeping_for(OUTPUTS_APART_S))
+    emit(3)
+    assert sent == [[1]]
+    clock.advance(OUTPUTS_APART_S)
+    await session.wait_written()
+    assert sent == [[1], [2, 3]]
+    clock.advance(OUTPUTS_APART_S)
+    emit(4)
+    await session.wait_written()
+    assert sent == [[1], [2, 3], [4]], "nothing left for a while: it need not wait"
+    session.remember(call(stream_handle=7))
+    session.refuse(StreamHandle(7), Refusal(reason="QUEUE_FULL", message=""))
+    await session.wait_written()
+    assert sent[3:] == ["refused"], "what is not outputs leaves at once"
+    writer.cancel()
 
 
 async def test_announcements_in_a_row_share_a_message_and_stay_before_their_plan() -> None:
@@ -215,6 +263,7 @@ async def test_a_line_does_not_go_before_the_outputs_of_another_frontend() -> No
         name="other",
         backlog_bytes_max=1 << 20,
         status=lambda _: pb.EngineStatus(),
+        clock=MonotonicClock(),
     )
     async with Stage() as stage:
         stage.frontends.add(other)
