@@ -70,7 +70,7 @@ def _params_format_unknown(spec: CallSpec, executors: Sequence[ExecutorSpec]) ->
     return _refused("PARAMS_FORMAT_UNKNOWN", message, "params_format", ", ".join(formats), spec.params_format)
 
 
-def _out_of_range(field: str, limit: str, value: float) -> Refused:
+def _out_of_range(field: str, limit: str, value: int | float) -> Refused:
     return _refused("PARAMETER_OUT_OF_RANGE", f"{field} must be {limit}, got {value}.", field, limit, value)
 
 

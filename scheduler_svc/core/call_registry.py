@@ -49,7 +49,8 @@ class CallRegistry:
 
     def all_live(self) -> Iterator[Call]:
         """All live calls, frontend by frontend."""
-        return (call for frontend in self._frontends.values() for call in frontend.live.values())
+        for frontend in self._frontends.values():
+            yield from frontend.live.values()
 
     def of_frontend(self, frontend_id: FrontendId) -> FrontendCalls:
         """A frontend's calls; empty when it has none."""

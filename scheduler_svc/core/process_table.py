@@ -199,7 +199,8 @@ class ProcessTable:
     def all(self, tenant: TenantId | None = None) -> Iterator[Program]:
         """Programs of one tenant, or of all, each tenant's in order of opening."""
         tenants = self._programs.values() if tenant is None else [self._programs.get(tenant, {})]
-        return (program for programs in tenants for program in programs.values())
+        for programs in tenants:
+            yield from programs.values()
 
     def open(self, event: ProgramOpened, now: float) -> Program:
         """Makes a program; opening an open one again changes nothing.

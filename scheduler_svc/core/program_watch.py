@@ -87,6 +87,9 @@ class ProgramWatch:
     def _executors_of(self, program: Program) -> Iterator[Executor]:
         """Attached executors that ran calls of the program; all of them when its list is full."""
         if len(program.executor_ids) >= EXECUTORS_LISTED:
-            return iter(self._fleet)
-        attached = map(self._fleet.get, program.executor_ids)
-        return (executor for executor in attached if executor is not None)
+            yield from self._fleet
+            return
+        for executor_id in program.executor_ids:
+            executor = self._fleet.get(executor_id)
+            if executor is not None:
+                yield executor

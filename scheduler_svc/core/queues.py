@@ -146,12 +146,11 @@ class MultilevelQueue:
 
     def walk(self) -> Iterator[Call]:
         """All calls in order."""
+        running, waiting = self._running_items(), iter(self._waiting.items())
         if self.policy.running_first:
-            running = (((key[0], 0), call) for key, call in self._running_items())
-            waiting = (((key[0], 1), call) for key, call in self._waiting.items())
-            return (call for _, call in merge(running, waiting, key=lambda entry: entry[0]))
-        both = merge(self._running_items(), self._waiting.items(), key=lambda entry: entry[0])
-        return (call for _, call in both)
+            running, waiting = _by_level(running, 0), _by_level(waiting, 1)
+        for _, call in merge(running, waiting, key=lambda entry: entry[0]):
+            yield call
 
     def running(self) -> Iterator[Call]:
         """Running calls in order."""
@@ -191,6 +190,13 @@ class MultilevelQueue:
         if call.state is not CallState.RUNNING and self.policy.running_first:
             return (call.level + 1,)
         return call.queue_key
+
+
+def _by_level(entries: Iterator[tuple[QueueKey, Call]], rank: int) -> Iterator[tuple[QueueKey, Call]]:
+    """The same calls, but of all that is known of their order only the level is left; of two kinds the lower
+    rank goes first."""
+    for key, call in entries:
+        yield (key[0], rank), call
 
 
 def use_quantum(call: Call, used_ps: int, policy: Policy) -> bool:
