@@ -247,10 +247,10 @@ def _blocks_to_tell(
 ) -> dict[int, tuple[BlockId, ...]]:
     """row -> block ids: the whole table of a row that joins, what is new of another."""
     told: dict[int, tuple[BlockId, ...]] = {}
-    if draft.steady:
-        slots = [call.seat.slot for call in draft.steady if call.seat is not None]
-        told = dict(zip(batch.row_of[slots].tolist(), zip(draft.steady_blocks), strict=True))
     row_at = batch.row_of.item
+    for call, block in zip(draft.steady, draft.steady_blocks, strict=True):
+        if call.seat is not None:
+            told[row_at(call.seat.slot)] = (block,)
     for call, blocks in draft.new_blocks.items():
         told[row_at(draft.rows[call].slot)] = tuple(blocks)
     for row in joined:

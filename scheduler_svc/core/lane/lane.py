@@ -12,7 +12,6 @@ Until a row's earlier rows, which were objects, have come back (done < first - 1
 objects, on its call; the two never overlap.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 RESULTS_KEPT = 512
 """Results whose tokens the ring holds: a row is refreshed at least that often."""
 
-Bucket = list[tuple[QueueKey, "Call"]]
+Entering = list[tuple[QueueKey, "Call"]]
 """In the order of the queue; no two keys are equal, so calls are never compared."""
 
 
@@ -68,8 +67,10 @@ class Lane:
         """`clock_ps` after each result that the ring holds."""
         self._tokens = np.zeros((results_kept, 0), np.int32)
         """The ring. Shape: (results_kept, slots)."""
-        self._buckets: list[Bucket] = [[] for _ in range(spec.block_size)]
+        self._buckets: list[dict[QueueKey, Call]] = [{} for _ in range(spec.block_size)]
         """By the plan number, modulo the block size, at which rows enter a block."""
+        self._entering: list[Entering | None] = [None] * spec.block_size
+        """The same in order; None: not put in order since the bucket was changed."""
         self._last_plans = Calendar()
         """Rows that are not retired, by their last plan."""
         self._results_due = Calendar()
@@ -241,18 +242,26 @@ class Lane:
             self.order.remove(seat)
             seat.retired = True
 
-    def entering_blocks(self, step: int) -> Bucket:
-        """Rows of the lane that enter a new block at plan `step`, in the order of the queue."""
-        return self._buckets[step % self._block_size]
+    def entering_blocks(self, step: int) -> Entering:
+        """Rows of the lane that enter a new block at plan `step`, in the order of the queue. Not to be
+        changed."""
+        number = step % self._block_size
+        entering = self._entering[number]
+        if entering is None:
+            entering = self._entering[number] = sorted(self._buckets[number].items())
+        return entering
 
     def _enter_bucket(self, seat: Seat) -> None:
-        key = seat.call.queue_key
-        assert key is not None
-        insort(self._buckets[-seat.offset % self._block_size], (key, seat.call))
+        assert seat.key is not None, "a steady row is in the order"
+        number = -seat.offset % self._block_size
+        self._buckets[number][seat.key] = seat.call
+        self._entering[number] = None
 
     def _leave_bucket(self, seat: Seat) -> None:
-        bucket = self._buckets[-seat.offset % self._block_size]
-        del bucket[bisect_left(bucket, (seat.key,))]
+        assert seat.key is not None, "a steady row is in the order"
+        number = -seat.offset % self._block_size
+        del self._buckets[number][seat.key]
+        self._entering[number] = None
 
     # ── results ─────────────────────────────────────────────────────────────────────────────────────
 
