@@ -46,6 +46,14 @@ clean: ## Remove caches and generated code (.venv and downloaded models stay)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 	rm -f $(GENERATED) $(PROTOS:.proto=_pb2.pyi) $(PROTOS:.proto=_pb2_grpc.py)
 
+.PHONY: compile
+compile: setup ## Compile the scheduling core into build/compiled/ (ARGS=--force); needs a C compiler
+	$(PY) -m scripts.compile_core $(ARGS)
+
+.PHONY: compile-if-possible
+compile-if-possible: setup
+	@$(PY) -m scripts.compile_core --if-possible
+
 ##### Checking #####
 
 PYTEST = $(PY) -m pytest $(ARGS)
@@ -66,6 +74,14 @@ test-integration: setup ## Tests through the three services with a tiny random m
 test-e2e: setup ## Tests with the demo model and the Node client
 	$(PYTEST) tests/e2e
 
+# The core's own tests once more, on the compiled core.
+CORE_TESTS = tests/unit/scheduler_core tests/property tests/scenarios tests/paper tests/sim
+
+.PHONY: test-compiled
+test-compiled: setup ## The core's tests on the compiled core
+	$(PY) -m scripts.compile_core
+	$(PY) -m scripts.compiled_core $(PYTEST) -p tests.on_compiled_core $(CORE_TESTS)
+
 .PHONY: lint
 lint: setup ## ruff, mypy, buf, compose config, hadolint
 	$(VENV)/bin/ruff check .
@@ -79,11 +95,11 @@ sim: setup ## Simulate the core in virtual time, with faults (SEED= STEPS= ARGS=
 	$(PY) -m sim --faults --seed $(or $(SEED),1) --steps $(or $(STEPS),1000000) $(ARGS)
 
 .PHONY: bench-split
-bench-split: setup ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
+bench-split: compile-if-possible ## Measure what the split costs against vllm serve -> bench/results/split_cost.json
 	$(PY) -m bench.split $(ARGS)
 
 .PHONY: bench-fleet
-bench-fleet: setup ## One scheduler, 32 simulated executors, 8192 calls, live -> bench/results/fleet.json
+bench-fleet: compile-if-possible ## One scheduler, 32 simulated executors, 8192 calls, live -> bench/results/fleet.json
 	$(PY) -m bench.fleet $(ARGS)
 
 .PHONY: bench-swap
@@ -91,7 +107,7 @@ bench-swap: setup ## Measure copies between the KV tiers against a plain memcpy 
 	$(PY) -m bench.swap $(ARGS)
 
 .PHONY: bench-core
-bench-core: setup ## Measure a scheduling step, and vLLM's -> bench/results/core.json (ARGS=--quick)
+bench-core: compile-if-possible ## Measure a scheduling step, and vLLM's -> bench/results/core.json (ARGS=--quick)
 	$(PY) -m bench.core $(ARGS)
 
 .PHONY: images-local

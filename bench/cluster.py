@@ -23,6 +23,8 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from scripts.compiled_core import SOURCES, CoreBuild
+
 ROOT = Path(__file__).resolve().parents[1]
 READY_S_MAX = 120.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -127,6 +129,7 @@ class Cluster:
 
     `scheduler`, `executor` and `frontend` are settings without their environment prefix, e.g.
     ``executor={"max_num_seqs": 8}`` becomes ``AUTELLIX_EXECUTOR_MAX_NUM_SEQS=8``.
+    `core` is which core the scheduler runs; interpreted unless told otherwise, for tests that change it.
     `scheduler_module` and `executor_module` are what `python -m` runs: tests that break something on purpose
     name a module of their own here.
     """
@@ -144,6 +147,7 @@ class Cluster:
         scheduler_module: str = "scheduler_svc",
         executor_module: str = "executor_svc",
         env: Mapping[str, str] = ONE_THREAD,
+        core: CoreBuild = SOURCES,
     ) -> None:
         self.directory = directory
         self.peer_token = secrets.token_hex(16)
@@ -163,6 +167,7 @@ class Cluster:
         }
         self._executor_count = executors
         self._env = dict(env)
+        self._core = core
         self._with_frontend = with_frontend
         self._executor_health: list[int] = []
         self.services: dict[str, Service] = {}
@@ -217,7 +222,8 @@ class Cluster:
     def _spawn(self, name: str, kind: str, settings: Mapping[str, object]) -> Service:
         merged = {"log_format": "json", "metrics_port": 0, "peer_token": self.peer_token, **settings}
         merged |= self._settings[kind]
-        env = self._env | {f"AUTELLIX_{kind}_{key.upper()}": str(value) for key, value in merged.items()}
+        env = self._env | (dict(self._core.environment) if kind == "SCHEDULER" else {})
+        env |= {f"AUTELLIX_{kind}_{key.upper()}": str(value) for key, value in merged.items()}
         argv = [sys.executable, "-m", self._modules[kind]]
         service = Service(name, argv, env, self.directory / f"{name}.log")
         self.services[name] = service

@@ -5,7 +5,8 @@ plan, encode the plan, encode the frontend's outputs (see `bench.core_ours`). Me
 rows, steady and with 2 % of the rows finishing and as many calls starting at each step, alone, behind 1k and
 100k waiting calls, and among 100k open programs. vLLM's own `Scheduler.schedule` + `update_from_output` are
 measured in the same run under the same load (see `bench.core_vllm`). Each scenario has a process of its own;
-rounds alternate, and a figure is the median over the rounds of the medians over a round's steps.
+rounds alternate, and a figure is the median over the rounds of the medians over a round's steps. Our core is
+the compiled one if it is up to date (`make compile`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 from bench import machine
 from bench.core_load import BLOCK_SIZE, CHURN, PROMPT_TOKENS, Load
 from bench.core_worker import Worker
+from scripts.compiled_core import AUTO, CHOICES, CoreBuild, choose
 
 RESULT = Path(__file__).parent / "results" / "core.json"
 VLLM = "vllm"
@@ -53,14 +55,14 @@ FULL = Effort(rounds=15, steps=100, waiting=(0, 1_000, 100_000), programs=100_00
 QUICK = Effort(rounds=3, steps=60, waiting=(0, 1_000), programs=1_000)
 
 
-def measure(rows: int, churn: bool, effort: Effort, *, with_vllm: bool) -> Figures:
+def measure(rows: int, churn: bool, effort: Effort, core: CoreBuild, *, with_vllm: bool) -> Figures:
     """One group of scenarios, vLLM among them, in alternating rounds."""
-    loads = effort.scenarios(rows, churn)
-    modules = dict.fromkeys(loads, "bench.core_ours")
-    if with_vllm:
-        loads[VLLM], modules[VLLM] = Load(rows=rows, churn=churn), "bench.core_vllm"
+    ours = effort.scenarios(rows, churn).items()
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(modules[name], load)) for name, load in loads.items()}
+        enter = stack.enter_context
+        workers = {name: enter(Worker("bench.core_ours", load, core.environment)) for name, load in ours}
+        if with_vllm:
+            workers[VLLM] = enter(Worker("bench.core_vllm", Load(rows=rows, churn=churn)))
         for worker in workers.values():
             worker.wait_ready()
         return _alternate(workers, effort)
@@ -82,7 +84,7 @@ def _alternate(workers: Mapping[str, Worker], effort: Effort) -> Figures:
 class Report:
     """What was measured so far, in the form of the result file."""
 
-    def __init__(self, effort: Effort) -> None:
+    def __init__(self, effort: Effort, core: CoreBuild) -> None:
         self.total_us: dict[str, dict[str, dict[str, float]]] = {}
         """rows -> steady or churn -> scenario."""
         self.vllm_us: dict[str, dict[str, float]] = {}
@@ -90,6 +92,7 @@ class Report:
         """vLLM's microseconds over ours, alone."""
         self.pieces_us: dict[str, dict[str, Figures]] = {}
         self._effort = effort
+        self._core = core
 
     def add(self, rows: int, kind: str, figures: Figures) -> None:
         """Takes a group in, and prints its line."""
@@ -122,7 +125,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The result file."""
-        return machine.describe() | {
+        return machine.describe(self._core) | {
             "total_us": self.total_us,
             "vllm_us": self.vllm_us,
             "vllm_over_ours": self.ratio,
@@ -157,13 +160,16 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=None, help="result file (default: results/core.json, not if quick)"
     )
+    parser.add_argument("--core", choices=CHOICES, default=AUTO, help="which core of ours (default: auto)")
     options = parser.parse_args()
-    effort = QUICK if options.quick else FULL
-    report = Report(effort)
+    effort, core = QUICK if options.quick else FULL, choose(options.core)
+    report = Report(effort, core)
+    machine.warn()
+    _say(f"core: {core.kind}")
     _say(f"microseconds a step; {effort.rounds} rounds of {effort.steps} steps, sides alternate")
     for rows in options.rows:
         for churn in (False, True):
-            figures = measure(rows, churn, effort, with_vllm=not options.without_vllm)
+            figures = measure(rows, churn, effort, core, with_vllm=not options.without_vllm)
             report.add(rows, "churn" if churn else "steady", figures)
     for target in report.targets():
         verdict = "met" if target["met"] else "MISSED"

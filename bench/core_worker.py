@@ -28,15 +28,17 @@ Samples = Mapping[str, list[float]]
 class Worker:
     """A measuring process, seen from the parent. Leaves with the `with` block."""
 
-    def __init__(self, module: str, load: Load) -> None:
+    def __init__(self, module: str, load: Load, environment: Mapping[str, str] | None = None) -> None:
         """
         Args:
             module: e.g. "bench.core_ours"; its main calls `serve`.
+            environment: added to this process's own.
         """
         self.load = load
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(asdict(load))],
+            env=os.environ | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -44,6 +44,7 @@ from bench.fleet_client import PROMPT_TOKENS, FleetClient
 from executor_svc.simulated_tokens import TokenRule
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from protos.autellix.scheduler.v1 import scheduler_pb2_grpc as rpc
+from scripts.compiled_core import AUTO, CHOICES, SOURCES, CoreBuild, choose
 from svc_runtime.grpc_aio import open_channel
 
 RESULT = Path(__file__).parent / "results" / "fleet.json"
@@ -73,7 +74,7 @@ class Load:
         return self.executors * self.calls_each
 
 
-def measure(load: Load) -> dict[str, Any]:
+def measure(load: Load, core: CoreBuild = SOURCES) -> dict[str, Any]:
     """Runs one measurement.
 
     Raises: RuntimeError when a call, an executor or a token was lost, or calls ended within the window.
@@ -85,6 +86,7 @@ def measure(load: Load) -> dict[str, Any]:
             scheduler={"policy": load.policy, "frontend_calls_max": load.calls, "live_calls_max": load.calls},
             executors=0,
             with_frontend=False,
+            core=core,
         )
         with cluster, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_measure(load, cluster))
@@ -258,6 +260,7 @@ def main() -> None:
     parser.add_argument("--settle-s", type=float, default=3.0, help="pause before the window (default 3)")
     parser.add_argument("--window-s", type=float, default=15.0, help="length of the window (default 15)")
     parser.add_argument("--policy", default="fcfs", help="scheduling policy (default fcfs)")
+    parser.add_argument("--core", choices=CHOICES, default=AUTO, help="the scheduler's core (default: auto)")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
     options = parser.parse_args()
     load = Load(
@@ -271,7 +274,9 @@ def main() -> None:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # processes are stopped on the way
-    result = {**machine.describe(), "load": vars(load), **measure(load)}
+    core = choose(options.core)
+    machine.warn()
+    result = {**machine.describe(core), "load": vars(load), **measure(load, core)}
     _say(result)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

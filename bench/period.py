@@ -20,18 +20,26 @@ from typing import Any
 from bench.cluster import Cluster, wait_until
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from protos.autellix.scheduler.v1 import scheduler_pb2_grpc as rpc
+from scripts.compiled_core import SOURCES, CoreBuild
 from svc_runtime.columns import pack_i32, unpack_i32
 from svc_runtime.grpc_aio import open_channel
 
 PROMPT_TOKENS = 32
 
 
-def measure(*, calls: int = 256, steps: int = 800, cost: str = "fixed:10ms") -> dict[str, Any]:
+def measure(
+    *, calls: int = 256, steps: int = 800, cost: str = "fixed:10ms", core: CoreBuild = SOURCES
+) -> dict[str, Any]:
     """Runs one measurement; returns periods in milliseconds and the inflation."""
     with tempfile.TemporaryDirectory() as name:
         result = Path(name) / "period.json"
         cluster = Cluster(
-            Path(name), model="simulated", scheduler={"policy": "fcfs"}, executors=0, with_frontend=False
+            Path(name),
+            model="simulated",
+            scheduler={"policy": "fcfs"},
+            executors=0,
+            with_frontend=False,
+            core=core,
         )
         with cluster:
             executor = _start_executor(cluster, result, calls, cost)

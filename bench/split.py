@@ -30,6 +30,7 @@ import urllib3
 from bench import http_load, machine, period
 from bench.cluster import Cluster, free_port, wait_until
 from demo.models import make_tiny
+from scripts.compiled_core import AUTO, CHOICES, CoreBuild, choose
 
 RESULT = Path(__file__).parent / "results" / "split_cost.json"
 ENGINE = {
@@ -114,24 +115,24 @@ def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 @contextmanager
-def our_services(model: Path, directory: Path) -> Iterator[Side]:
+def our_services(model: Path, directory: Path, core: CoreBuild) -> Iterator[Side]:
     """Scheduler, one executor and one frontend."""
     executor = {**ENGINE, "enforce_eager": True, "kv_cache_gib": 1}
     services = Cluster(
-        directory, model=model, scheduler={"policy": "fcfs"}, executor=executor, env=SHARED_ENV
+        directory, model=model, scheduler={"policy": "fcfs"}, executor=executor, env=SHARED_ENV, core=core
     )
     with services as cluster:
         yield Side(cluster.base_url, "test", [service.process.pid for service in cluster.services.values()])
 
 
-def throughput(rounds: int, streams: list[int]) -> dict[str, Any]:
+def throughput(rounds: int, streams: list[int], core: CoreBuild) -> dict[str, Any]:
     """Alternates the loads; returns medians and ratios by number of streams."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         make_tiny(directory / "tiny")
         sides = {
             "vllm": stack.enter_context(vllm_server(directory / "tiny", directory / "vllm.log")),
-            "ours": stack.enter_context(our_services(directory / "tiny", directory / "ours")),
+            "ours": stack.enter_context(our_services(directory / "tiny", directory / "ours", core)),
         }
         for side in sides.values():
             side.measure(http_load.Load(streams=8, calls_per_stream=2, seed=-1))
@@ -173,16 +174,19 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 128], help="concurrent streams")
     parser.add_argument("--period-only", action="store_true", help="measure only the step period")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
+    parser.add_argument("--core", choices=CHOICES, default=AUTO, help="the scheduler's core (default: auto)")
     options = parser.parse_args()
-    result: dict[str, Any] = machine.describe()
+    core = choose(options.core)
+    machine.warn()
+    result: dict[str, Any] = machine.describe(core)
     if not options.period_only:
         _say(f"throughput: tiny model, {options.rounds} rounds, sides alternate")
-        by_streams = throughput(options.rounds, options.streams)
+        by_streams = throughput(options.rounds, options.streams, core)
         result["tokens_per_s_ratio"] = {count: row["tokens_per_s_ratio"] for count, row in by_streams.items()}
         result["throughput"] = by_streams
         result["engine"] = {**ENGINE, **SHARED_ENV}
     _say("step period: simulated executor, 10 ms steps, 256 calls")
-    result["period"] = period.measure()
+    result["period"] = period.measure(core=core)
     result["period_inflation"] = result["period"]["inflation"]
     _say(f"period inflation {result['period_inflation'] * 100:.2f} %")
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import time
 import xmlrpc.client
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +48,8 @@ class ProcessSpec:
 
     name: str
     argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to what the daemon inherited. No secrets: it is written to the file."""
     stop_wait_s: int = 40
     """Seconds from SIGTERM to SIGKILL; more than the service's own drain time."""
 
@@ -222,6 +224,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 _PROGRAM_SECTION = """
 [program:{name}]
 command={command}
+environment={environment}
 directory={root}
 priority={priority}
 stdout_logfile=logs/{name}.log
@@ -250,6 +253,7 @@ def render_config(specs: Sequence[ProcessSpec], socket_path: Path) -> str:
         section = _PROGRAM_SECTION.format(
             name=spec.name,
             command=_escaped(shlex.join(spec.argv)),
+            environment=",".join(f'{name}="{_quotable(value)}"' for name, value in spec.environment.items()),
             root=_escaped(str(ROOT)),
             priority=position,
             final_exit_codes=FINAL_EXIT_CODES,
@@ -263,3 +267,9 @@ def _escaped(value: str) -> str:
     if "\n" in value:
         raise ValueError(f"a line break in {value!r} would end the line of the configuration file")
     return value.replace("%", "%%")
+
+
+def _quotable(value: str) -> str:
+    if '"' in value:
+        raise ValueError(f"a quotation mark in {value!r} cannot be written to the configuration file")
+    return _escaped(value)

@@ -3,7 +3,8 @@
 Each service gets its settings as flags, so `ps` shows what runs; the peer token goes through the environment:
 that of AUTELLIX_PEER_TOKEN, for those who want to call the scheduler, else a random one at every start.
 Settings that are not set here can be given by the services' own environment variables, e.g.
-`AUTELLIX_EXECUTOR_MAX_NUM_SEQS=64 make up`.
+`AUTELLIX_EXECUTOR_MAX_NUM_SEQS=64 make up`. The scheduler runs the core that `make compile` made, if that is
+up to date (`scripts.compiled_core`).
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from demo.models import LocalModel
 from demo.process_runner import ProcessRunner, ProcessSpec
 from demo.readiness import PROBE_S, Condition, executors_attached, grpc_serving, http_healthy
 from protos.autellix.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from scripts import compiled_core
 from svc_runtime.grpc_aio import open_channel
 
 HOST = "127.0.0.1"
@@ -180,14 +182,20 @@ def service_specs(options: StackOptions) -> list[ProcessSpec]:
     for number in range(1, options.executors + 1):
         services.append((f"executor-{number}", "executor_svc", _executor_flags(options, number)))
     services.append((FRONTEND, "frontend_svc", _frontend_flags(options)))
-    return [_spec(*service, options.drain_s) for service in services]
+    core = compiled_core.choose()
+    return [
+        _spec(*service, options.drain_s, core.environment if service[0] == SCHEDULER else {})
+        for service in services
+    ]
 
 
-def _spec(name: str, module: str, flags: dict[str, object], drain_s: int) -> ProcessSpec:
+def _spec(
+    name: str, module: str, flags: dict[str, object], drain_s: int, environment: Mapping[str, str]
+) -> ProcessSpec:
     argv = [sys.executable, "-m", module, "--drain-s", str(drain_s)]
     for flag, value in flags.items():
         argv += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
-    return ProcessSpec(name=name, argv=tuple(argv), stop_wait_s=drain_s + 10)
+    return ProcessSpec(name=name, argv=tuple(argv), environment=environment, stop_wait_s=drain_s + 10)
 
 
 def _scheduler_flags(options: StackOptions) -> dict[str, object]:

@@ -8,12 +8,13 @@ fraction of a microsecond (`svc_runtime.histograms`).
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from scheduler_svc.core.effects import FinishCall
 from scheduler_svc.core.snapshots import StatisticsSnapshot
+from scheduler_svc.shell.core_kind import core_kind
 from scheduler_svc.shell.core_loop import TurnTimings
 from svc_runtime.gc_control import GcPauses
 from svc_runtime.histograms import TalliedHistogram
@@ -67,6 +68,7 @@ class SchedulerMetrics(Collector):
         self._waiting = self._histogram(
             "call_waiting_seconds", "one call not in a batch", _CALL_BUCKETS_S, "model"
         )
+        Info(_PREFIX + "build", "which core runs", registry=self.registry).info({"core": core_kind()})
         self.gc_pauses = GcPauses(_PREFIX.removesuffix("_"))
         """Whoever controls the collector starts it."""
         self.registry.register(self.gc_pauses)

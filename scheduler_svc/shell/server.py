@@ -19,6 +19,7 @@ from scheduler_svc.core.core import Core
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.shell.call_log import CallLog
 from scheduler_svc.shell.clock import Clock, MonotonicClock
+from scheduler_svc.shell.core_kind import core_kind
 from scheduler_svc.shell.core_loop import CoreLoop, TurnTimings
 from scheduler_svc.shell.door import Door, DoorLimits
 from scheduler_svc.shell.effect_router import EffectRouter
@@ -238,6 +239,7 @@ class SchedulerServer:
             port=self.port,
             metrics_port=self.metrics_port,
             policy=settings.policy,
+            core=core_kind(),
         )
 
 

@@ -211,6 +211,7 @@ def results_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return kept
 
 
+@pytest.mark.interpreted_core("it replaces a class of the core")
 @pytest.mark.parametrize("seed", range(30))
 def test_the_plans_are_those_of_the_plain_planner(seed: int, results_kept: int) -> None:
     traffic = Traffic(seed * 1000 + results_kept)

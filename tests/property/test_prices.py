@@ -74,6 +74,7 @@ def test_decodes_within_is_the_least_that_reaches_the_budget(
     assert tokens == 1 or prices.decode_ps(start, start + tokens - 1) < budget_ps
 
 
+@pytest.mark.interpreted_core("compiled, it refuses what is no int")
 def test_decodes_within_takes_positions_out_of_columns() -> None:
     """A numpy position does not drag the squares into 64 bits."""
     start = np.int64(1_000_000)
@@ -81,6 +82,7 @@ def test_decodes_within_takes_positions_out_of_columns() -> None:
     assert H100.decodes_within(start, budget_ps) == H100.decodes_within(int(start), budget_ps)
 
 
+@pytest.mark.interpreted_core("compiled, it refuses what is no int")
 def test_columns_are_priced_like_objects() -> None:
     starts = np.arange(0, 1_000_000, 9973, dtype=np.int64)
     ends = starts + np.arange(len(starts), dtype=np.int64)

@@ -194,6 +194,7 @@ SABOTAGES: list[type[Core]] = [
 ]
 
 
+@pytest.mark.interpreted_core("its classes derive from the core")
 @pytest.mark.parametrize("make_core", SABOTAGES, ids=lambda core: core.__name__)
 def test_a_broken_core_is_found(make_core: Callable[[Any], Core]) -> None:
     episodes = EpisodeOptions(with_faults=True, check_every=0, make_core=make_core)
@@ -201,6 +202,7 @@ def test_a_broken_core_is_found(make_core: Callable[[Any], Core]) -> None:
         run(RunOptions(seed=9, call_steps=CALL_STEPS), episodes)
 
 
+@pytest.mark.interpreted_core("it derives a class from the core")
 def test_the_command_says_how_to_repeat_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--seed", "9", "--steps", "40000", "--faults", "--check-every", "0"]
     assert main(arguments, make_core=ClaimsAPrefixThatIsNotThere) == EXIT_BROKEN

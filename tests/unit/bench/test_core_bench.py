@@ -11,6 +11,7 @@ from bench.core_load import BLOCK_SIZE, Load, prompt
 from bench.core_ours import Side
 from bench.core_responder import Responder
 from protos.autellix.executor.v1 import executor_pb2 as pb
+from scripts.compiled_core import SOURCES
 
 PIECES = {"decode", "result", "plan", "encode", "relay", "total"}
 
@@ -95,7 +96,7 @@ def figures(total_us: float, waiting_us: float, vllm_us: float) -> dict[str, dic
 
 
 def test_targets_are_judged_at_256_rows():
-    report = Report(FULL)
+    report = Report(FULL, SOURCES)
     report.add(64, "steady", figures(1000, 1000, 1))
     assert report.targets() == []
     report.add(256, "steady", figures(50, 55, 1100))

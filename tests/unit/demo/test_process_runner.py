@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_processes_get_their_arguments_and_the_secret_and_leave_a_log(runner: Pr
     statuses = runner.statuses()
     assert [(status.name, status.alive) for status in statuses] == [("one", True), ("two", True)]
     assert len({status.pid for status in statuses}) == 2
+
+
+def test_a_process_gets_an_environment_of_its_own(runner: ProcessRunner) -> None:
+    say = "import os, time; print('got', os.environ.get('PATHS'), flush=True); time.sleep(600)"
+    with_paths = replace(python("one", say), environment={"PATHS": "/a b,c=d/50%s:/e", "OTHER": "1"})
+    runner.start([with_paths, python("two", say)], {})
+    until(lambda: "got /a b,c=d/50%s:/e" in runner.log_tail("one") and "got None" in runner.log_tail("two"))
+
+
+def test_a_quotation_mark_in_the_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match="quotation mark"):
+        render_config([replace(python("bad", ""), environment={"A": 'b"c'})], Path("/run/x.sock"))
 
 
 def test_the_secret_is_in_no_file(runner: ProcessRunner) -> None:

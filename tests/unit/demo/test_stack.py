@@ -13,6 +13,7 @@ from demo.process_runner import ProcessSpec
 from demo.stack import Stack, StackFailed, StackOptions, StackPorts, service_specs
 from executor_svc.settings import ExecutorSettings
 from scheduler_svc.settings import SchedulerSettings
+from scripts.compiled_core import CoreBuild
 from svc_runtime.settings import load_settings
 
 MODEL = LocalModel(path="/models/m", name="m", dtype="float32")
@@ -27,6 +28,13 @@ def flags(options: StackOptions, name: str) -> list[str]:
 def test_the_scheduler_starts_first_and_the_frontend_last() -> None:
     names = [spec.name for spec in service_specs(StackOptions(model=MODEL, executors=2))]
     assert names == ["scheduler", "executor-1", "executor-2", "frontend"]
+
+
+def test_only_the_scheduler_is_pointed_at_the_compiled_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = CoreBuild("compiled", {"PYTHONPATH": "/copy"})
+    monkeypatch.setattr(stack_module.compiled_core, "choose", lambda: build)
+    environments = {spec.name: spec.environment for spec in service_specs(StackOptions(model=MODEL))}
+    assert environments == {"scheduler": {"PYTHONPATH": "/copy"}, "executor-1": {}, "frontend": {}}
 
 
 def test_the_scheduler_understands_its_flags() -> None:

@@ -157,6 +157,7 @@ class TestPuttingOff:
         monkeypatch.setattr(Retention, "_settle_pair", record)
         return settled
 
+    @pytest.mark.interpreted_core("it replaces a method of the core to count its calls")
     @pytest.mark.parametrize("event", ["program_idle", "program_ended"])
     def test_an_event_walks_nothing_and_an_eviction_only_what_it_needs(
         self, event: str, settled: list[Content]
@@ -188,6 +189,7 @@ class TestPuttingOff:
             cache.take(1)
             assert cache.footprint(owner) == 0, "not the oldest idle one"
 
+    @pytest.mark.interpreted_core("it replaces a method of the core to count its calls")
     def test_each_pair_is_settled_once_a_spell(self, settled: list[Content]) -> None:
         cache = cache_of(blocks=101, host_blocks=0)
         for owner in (A, B):

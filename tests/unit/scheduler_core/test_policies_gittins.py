@@ -206,6 +206,7 @@ class TestInTheCore:
         world.pass_time(10_000.0)
         assert len(history) == 2
 
+    @pytest.mark.interpreted_core("it replaces a method of the history")
     def test_ending_again_counts_once(self) -> None:
         world = World()
         self.run_program(world, "p", 3, class_name="x")

@@ -107,11 +107,13 @@ async def test_it_weighs_little_serves_metrics_and_stops_in_good_order(process: 
     assert 'autellix_scheduler_live_calls{level="0"} 0.0' in await asyncio.to_thread(
         scrape, process.metrics_port
     )
+    assert 'autellix_scheduler_build_info{core="interpreted"} 1.0' in scrape(process.metrics_port)
     collected_at_start = 'autellix_scheduler_gc_pauses_total{generation="2"} 1.0'
     await until(lambda: collected_at_start in scrape(process.metrics_port), "the heap is frozen")
     code, log = process.stop()
     assert code == ExitCode.OK
     assert '"event": "scheduler_ready"' in log
+    assert '"core": "interpreted"' in log
     assert '"event": "scheduler_draining"' in log
 
 

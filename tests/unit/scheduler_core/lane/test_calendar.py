@@ -1,13 +1,10 @@
 """What is due when: each seat once, at its number."""
 
-from typing import cast
-
-from scheduler_svc.core.call import Call
 from scheduler_svc.core.lane.calendar import Calendar
 from scheduler_svc.core.lane.seats import Seat
+from tests.unit.scheduler_core.test_queues import make_call
 
-NOBODY = cast(Call, None)
-ONE, TWO, THREE = (Seat(NOBODY, slot) for slot in range(3))
+ONE, TWO, THREE = (Seat(make_call(slot + 1), slot) for slot in range(3))
 
 
 def test_a_seat_is_due_at_its_number_and_only_once() -> None:

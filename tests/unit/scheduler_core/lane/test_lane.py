@@ -118,6 +118,7 @@ def test_a_cancelled_row_leaves_with_all_tokens_that_came(world: QuietWorld) -> 
     assert len(world.lane.order) == 0
 
 
+@pytest.mark.interpreted_core("it replaces a class of the core")
 def test_tokens_outlive_a_ring_that_is_too_short_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler_svc.core.executor.Lane", partial(Lane, results_kept=3))
     world = World(executors=[executor_spec(num_blocks=257)])
