@@ -25,10 +25,10 @@ from scheduler_svc.core.executor import Executor
 from scheduler_svc.core.ids import BlockId
 from scheduler_svc.core.lane import Batch, Lane
 from scheduler_svc.core.lifecycle import Lifecycle
+from scheduler_svc.core.lineup import QueueKey
 from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow
 from scheduler_svc.core.planner import BACKFILL_TRIES, first_able
 from scheduler_svc.core.prices import context_reads
-from scheduler_svc.core.queues import QueueKey
 from scheduler_svc.core.step_cost import StepFeatures
 
 Needy = list[tuple[QueueKey, Call]]

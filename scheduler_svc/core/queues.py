@@ -2,9 +2,8 @@
 
 Every call placed on the executor that may be planned is here, waiting or running. The order is: level, then,
 if the policy says so, running before waiting (a running call is never preempted for one of its own level),
-then the policy's tie-break. Waiting calls are kept in an ordered map, so starting, demoting or adding a call
-costs O(log n), and a walk costs what it visits, however many calls wait. Running calls are never more than an
-executor has seats: a sorted list of their keys, where a change moves some memory, is cheaper for them.
+then the policy's tie-break. Waiting and running calls are kept in two ordered maps (`lineup`), so starting,
+stopping, demoting or adding a call costs O(log n), and a walk costs what it visits, however many calls wait.
 
 A call that enters a level gets the next number of a count, for policies that go first in, first out; starting
 and preempting it leave it in line.
@@ -27,23 +26,18 @@ Source: Autellix Alg. 1, with these traps resolved:
   order.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import merge
 from itertools import pairwise
 
-from sortedcontainers import SortedDict
-
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.call_states import CallState
 from scheduler_svc.core.config import ServiceUnit
 from scheduler_svc.core.critical_path import Path
+from scheduler_svc.core.lineup import Lineup, QueueKey
 from scheduler_svc.core.policies import Policy
 from scheduler_svc.core.prices import PS_PER_S
-
-QueueKey = tuple[int, ...]
-"""(level, *tie-break of the policy)"""
 
 
 class MultilevelQueue:
@@ -53,10 +47,8 @@ class MultilevelQueue:
         self.policy = policy
         """What orders the calls."""
         self._entries = 0
-        self._waiting: SortedDict[QueueKey, Call] = SortedDict()
-        self._running: dict[QueueKey, Call] = {}
-        self._running_keys: list[QueueKey] = []
-        """Ascending."""
+        self._waiting = Lineup()
+        self._running = Lineup()
 
     # ── counts ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -77,12 +69,12 @@ class MultilevelQueue:
 
     def running_upto(self, level: int) -> int:
         """Running calls of `level` or a better one. O(log n)."""
-        return bisect_left(self._running_keys, (level + 1,))
+        return self._running.count_before((level + 1,))
 
     def level_counts(self, levels: int) -> list[int]:
         """Calls per level, for levels 0..levels-1, without a walk: O(levels * log n). Shape: (levels,)."""
         below = [
-            self._waiting.bisect_left((level,)) + bisect_left(self._running_keys, (level,))
+            self._waiting.count_before((level,)) + self._running.count_before((level,))
             for level in range(levels + 1)
         ]
         return [after - before for before, after in pairwise(below)]
@@ -100,13 +92,10 @@ class MultilevelQueue:
         key = call.queue_key
         if key is None:
             return
-        if self._running.get(key) is call:
-            del self._running[key]
-            del self._running_keys[bisect_left(self._running_keys, key)]
-            call.queue_key = None
-        elif self._waiting.get(key) is call:
-            del self._waiting[key]
-            call.queue_key = None
+        for side in (self._running, self._waiting):
+            if side.get(key) is call:
+                side.remove(key)
+                call.queue_key = None
 
     def refile(self, call: Call) -> None:
         """Puts a call where its level and state now say: at the tail if the level is new, else it keeps its
@@ -129,24 +118,20 @@ class MultilevelQueue:
         calls = list(self.walk())
         self._waiting.clear()
         self._running.clear()
-        self._running_keys.clear()
         self.policy = policy
         for call in calls:
             self.add(call)
 
     def _file(self, call: Call, key: QueueKey) -> None:
         call.queue_key = key
-        if call.state is CallState.RUNNING:
-            self._running[key] = call
-            insort(self._running_keys, key)
-        else:
-            self._waiting[key] = call
+        side = self._running if call.state is CallState.RUNNING else self._waiting
+        side.add(key, call)
 
     # ── walks: lazy; do not change the queue meanwhile ──────────────────────────────────────────────
 
     def walk(self) -> Iterator[Call]:
         """All calls in order."""
-        running, waiting = self._running_items(), iter(self._waiting.items())
+        running, waiting = self._running.items(), self._waiting.items()
         if self.policy.running_first:
             running, waiting = _by_level(running, 0), _by_level(waiting, 1)
         for _, call in merge(running, waiting, key=lambda entry: entry[0]):
@@ -154,30 +139,28 @@ class MultilevelQueue:
 
     def running(self) -> Iterator[Call]:
         """Running calls in order."""
-        return map(self._running.__getitem__, self._running_keys)
-
-    def _running_items(self) -> Iterator[tuple[QueueKey, Call]]:
-        return zip(self._running_keys, self.running(), strict=True)
+        return self._running.calls()
 
     def waiting(self) -> Iterator[Call]:
         """Waiting calls in order."""
-        return iter(self._waiting.values())
+        return self._waiting.calls()
 
     def waiting_first(self) -> Call | None:
         """The first waiting call."""
-        return self._waiting[next(iter(self._waiting))] if self._waiting else None
+        return self._waiting.first()
 
     def running_after(self, call: Call) -> Iterator[Call]:
         """Running calls that come after `call`, the last of all first: those it may displace."""
         key = self.displacing_key(call)
-        for other_key in reversed(self._running_keys):
+        for other_key, other in self._running.backwards():
             if other_key <= key:
                 return
-            yield self._running[other_key]
+            yield other
 
     def may_displace(self, call: Call) -> bool:
         """Whether any running call comes after `call`. O(1)."""
-        return bool(self._running_keys) and self._running_keys[-1] > self.displacing_key(call)
+        last_key = self._running.last_key()
+        return last_key is not None and last_key > self.displacing_key(call)
 
     def goes_before(self, waiting: Call, running: Call) -> bool:
         """Whether a waiting call is served before a running one."""

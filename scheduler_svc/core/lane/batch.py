@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scheduler_svc.core.columns import Column, Int32Array
 from scheduler_svc.core.ids import FrontendId
 from scheduler_svc.core.lane.seats import Seat, SeatTable
-from scheduler_svc.core.queues import QueueKey
+from scheduler_svc.core.lineup import QueueKey
 
 SlotArray = npt.NDArray[np.int64]
 

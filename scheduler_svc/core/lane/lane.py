@@ -24,9 +24,9 @@ from scheduler_svc.core.lane.batch import Batch, BatchOrder, SlotArray
 from scheduler_svc.core.lane.calendar import Calendar
 from scheduler_svc.core.lane.seats import Seat, SeatTable
 from scheduler_svc.core.lane.watch import StopWatch
+from scheduler_svc.core.lineup import QueueKey
 from scheduler_svc.core.planned import ColumnsInFlight, PlannedRow, StepInFlight
 from scheduler_svc.core.policies.base import FOREVER_PS
-from scheduler_svc.core.queues import QueueKey
 from scheduler_svc.core.timers import Timers
 
 if TYPE_CHECKING:

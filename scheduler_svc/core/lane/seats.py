@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scheduler_svc.core.ids import FrontendId
-from scheduler_svc.core.queues import QueueKey
+from scheduler_svc.core.lineup import QueueKey
 
 if TYPE_CHECKING:
     from scheduler_svc.core.call import Call
