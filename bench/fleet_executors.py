@@ -2,7 +2,8 @@
 
 `python -m bench.fleet_executors`, settings of `executor_svc` in the environment plus FLEET_EXECUTORS (how
 many). This is a load generator, not how executors are run: it is made of the product's session, wire and
-simulated runner, on one event loop (see `bench.fleet_stepper`). On stdout it says, in lines of JSON, how many
+simulated runner, on one event loop (see `bench.fleet_stepper`) and on connections that cost little (see
+`bench.lean_http2`). On stdout it says, in lines of JSON, how many
 rows each executor has, then `true` once every executor decodes a full batch. Each line "FROM TO" on stdin
 (seconds of the monotonic clock) it answers with the figures of that window. It ends when stdin does.
 """
@@ -17,22 +18,23 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
+
+import grpc
 
 from bench.fleet_stepper import Beat, LoopStepper
+from bench.lean_http2 import LeanChannel
 from executor_svc.metrics import ExecutorMetrics
 from executor_svc.runner import RunnerInfo
 from executor_svc.session import Session, SessionConfig
 from executor_svc.settings import ExecutorSettings
 from executor_svc.simulated_runner import SimulatedRunner
 from executor_svc.simulated_setup import simulated_config
-from svc_runtime.grpc_aio import open_channel
+from svc_runtime.grpc_aio import PEER_TOKEN_KEY
 from svc_runtime.lifecycle import run_service
 from svc_runtime.log import configure_logging
 
 POLL_S = 0.2
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
-"""Channels of one process to one target share a connection otherwise."""
 
 
 class NoWaiting:
@@ -50,12 +52,12 @@ async def run_executor(
     settings: ExecutorSettings, index: int, stepper: LoopStepper, info: RunnerInfo, stop: asyncio.Event
 ) -> None:
     """Registers with the scheduler and obeys until stopped."""
-    token = settings.peer_token.get_secret_value() if settings.peer_token else None
+    metadata = [(PEER_TOKEN_KEY, settings.peer_token.get_secret_value())] if settings.peer_token else []
     session = Session(
         SessionConfig(executor_id=f"fleet-{index:02d}", scheduler=settings.scheduler, drain_s=1.0),
         stepper,
         ExecutorMetrics(),
-        open_channel=partial(open_channel, settings.scheduler, peer_token=token, options=OWN_CONNECTION),
+        open_channel=lambda: cast(grpc.aio.Channel, LeanChannel(settings.scheduler, metadata=metadata)),
         on_registered=lambda registered: None,
     )
     await session.run(info, stop)
