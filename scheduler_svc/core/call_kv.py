@@ -104,8 +104,10 @@ def leave(executor: "Executor", call: "Call", choice: KvPreempted) -> None:
     """
     certain = _certain_blocks(executor, call)
     tail_keys = tuple(private_key(call.seq, index) for index in range(certain, len(call.blocks)))
-    keys = [*call.block_hashes[:certain], *tail_keys]
-    executor.kv.give_back(call.blocks, keys, call.program.key)
+    hashes = call.block_hashes[:certain]
+    executor.kv.give_back(call.blocks[certain:], tail_keys, call.program.key)  # the first to be evicted
+    executor.kv.give_back(call.blocks[:certain], hashes, call.program.key)
+    keys = [*hashes, *tail_keys]
     if choice is KvPreempted.DROP:
         executor.kv.drop(keys)
     elif call.planned:
@@ -133,7 +135,7 @@ def publish(executor: "Executor", call: "Call", end: int) -> None:
     if first >= last or not executor.spec.prefix_caching:
         return
     hash_blocks(executor, call, last)
-    executor.kv.publish_all(call.blocks[first:last], call.block_hashes[first:last])
+    executor.kv.publish(call.blocks[:last], call.block_hashes[:last])
 
 
 def _certain_blocks(executor: "Executor", call: "Call") -> int:

@@ -12,7 +12,6 @@ Why a planner never gets stuck: the first running call in order can take every b
 alone each call fits, because it was checked at the door.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from scheduler_svc.core import call_kv
@@ -134,15 +133,13 @@ class Drafter:
         """
         grace_ps = self._lifecycle.config.preemption_grace_s * PS_PER_S
         victims: list[Call] = []
-        given_up: Counter[BlockId] = Counter()
+        departures = executor.kv.departures()
         for victim in executor.queue.running_after(call):
             executor.bring_up_to_date(victim)
             if victim.awaits_last_token or (blocks_short <= 0 and victim.ran_ps < grace_ps):
                 continue
             victims.append(victim)
-            for block in victim.blocks:
-                given_up[block] += 1
-                blocks_short -= given_up[block] == executor.kv.references(block)
+            blocks_short -= departures.add(victim.blocks, victim.block_hashes)
             if blocks_short <= 0 and len(victims) >= seats_short:
                 return victims
         return None

@@ -25,12 +25,13 @@ Pairs = tuple[tuple[BlockId, BlockId], ...]
 
 def take_back_nothing(executor: Executor, call: Call, found: Found) -> Sequence[BlockId]:
     """Gives a preempted call other blocks than those with its KV."""
-    was_preempted = call.kept is not None
+    kept = call.kept
     table = take_back(executor, call, found)
-    if not was_preempted:
+    if kept is None:
         return table
     fresh = executor.kv.take(min(len(table), executor.kv.available))
-    executor.kv.give_back(table[: len(fresh)], (), None)
+    named = call.block_hashes[: min(len(fresh), kept.certain)]
+    executor.kv.give_back(table[: len(fresh)], named, None)
     return [*fresh, *table[len(fresh) :]]
 
 

@@ -180,7 +180,7 @@ def check_nothing_is_left(world: World, executor: Executor) -> None:
     """
     kept = [call.kept for call in executor.calls.values() if call.kept is not None]
     tails = {key for state in kept for key in state.tail_keys}
-    private = {key for key in executor.kv._store.contents if len(key) != DIGEST_BYTES}
+    private = {key for key, *_ in executor.kv.contents() if len(key) != DIGEST_BYTES}
     assert private <= tails, "KV of one call that nobody can find any more"
     active = {program.key for program in _active(world)}
     footprint = sum(executor.kv.footprint(key) for key in active)

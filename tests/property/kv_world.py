@@ -25,7 +25,6 @@ def chain(prompt: str) -> list[Key]:
 
 
 PROMPTS = ["".join(word) for blocks in range(1, BLOCKS_MAX + 1) for word in product("xy", repeat=blocks)]
-EVERY_DIGEST = [chain(prompt)[-1] for prompt in PROMPTS]
 
 
 @dataclass(eq=False)
@@ -36,6 +35,8 @@ class Call:
     tail: list[Key]
     program: ProgramKey | None
     found: Found = NOTHING_FOUND
+    named: int = 0
+    """Leading blocks that were found or published while it ran."""
     table: list[BlockId] = field(default_factory=list)
     values: list[Hashable] = field(default_factory=list)
     """What its blocks hold once the pending copies are done; None: nothing yet."""
@@ -81,10 +82,8 @@ class KvWorld:
 
     def _wait(self, call: Call) -> None:
         call.found = self.cache.find(call.keys)
-        after = self.cache.available_with(call.found)
         self.cache.hold(call.found)
         self.naive.hold(call.keys, call.found)
-        assert self.cache.available == after
         self.waiting.append(call)
 
     def give_up(self, which: int) -> None:
@@ -108,6 +107,7 @@ class KvWorld:
         taken = self.cache.take(missing)
         self.naive.take(taken)
         call.table = [*brought, *taken]
+        call.named = min(known, len(call.prompt))
         call.values = [self.private.get(key, key) for key in call.keys[:known]] + [None] * missing
         self.running.append(call)
         for cache in (self.cache, self.naive):
@@ -115,19 +115,24 @@ class KvWorld:
             cache.forget(call.tail)
 
     def publish(self, which: int, block: int) -> None:
+        """A running call publishes its first certain blocks."""
         if not self.running:
             return
         call = self.running[which % len(self.running)]
         if call.certain:
-            at = block % call.certain
-            self.cache.publish(call.table[at], call.keys[at])
-            self.naive.publish(call.table[at], call.keys[at])
+            upto = block % call.certain + 1
+            call.named = max(call.named, upto)
+            self.cache.publish(call.table[:upto], call.keys[:upto])
+            for at in range(upto):
+                self.naive.publish(call.table[at], call.keys[at])
 
-    def end(self, which: int, fewer: int, wanted: bool) -> None:
+    def end(self, which: int, fewer: int) -> None:
         """A running call ends and names its certain blocks, or `fewer`."""
         if self.running:
             call = self.running.pop(which % len(self.running))
-            self._give_back(call, call.keys[: max(0, call.certain - fewer)], wanted)
+            keys = call.keys[: max(call.named, call.certain - fewer)]
+            self.cache.give_back(call.table, keys, call.program)
+            self.naive.give_back(call.table, keys, call.program)
 
     def pause(self, which: int, then: str) -> None:
         """A running call is preempted; what is uncertain keeps private keys.
@@ -138,11 +143,14 @@ class KvWorld:
         if not self.running:
             return
         call = self.running.pop(which % len(self.running))
+        full = len(call.prompt)
         keys = call.keys[: call.certain]
         if None not in call.values:
             keys = call.keys
-            self.private.update(zip(call.tail, call.values[len(call.prompt) :], strict=True))
-        self._give_back(call, keys, True)
+            self.private.update(zip(call.tail, call.values[full:], strict=True))
+        self.cache.give_back(call.table[full:], keys[full:], call.program)
+        self.cache.give_back(call.table[:full], keys[:full], call.program)
+        self.naive.give_back(call.table, keys, call.program)
         if then == "expel":
             self.cache.expel(keys)
             self.naive.expel(keys)
@@ -156,10 +164,6 @@ class KvWorld:
             call = self.paused.pop(which % len(self.paused))
             self.cache.forget(call.tail)
             self.naive.forget(call.tail)
-
-    def _give_back(self, call: Call, keys: list[Key], wanted: bool) -> None:
-        self.cache.give_back(call.table, keys, call.program, wanted=wanted)
-        self.naive.give_back(call.table, keys, call.program, wanted=wanted)
 
     # ── programs and operators ──────────────────────────────────────────────────────────────────────
 
@@ -221,11 +225,10 @@ class KvWorld:
                 self.device[block] = call.values[index]
 
     def _check_contents(self) -> None:
-        for key in self.naive.contents:
-            found = self.cache.find([key])
-            block, on_host = found.device[0], found.host[0]
-            there = self.device[block] if block is not None else self.host[on_host or 0]
-            assert there == self.private.get(key, key), "a key names another content"
+        for key, device, host in self.cache.contents():
+            value = self.private.get(key, key)
+            assert device is None or self.device[device] == value, "a key names another content"
+            assert host is None or self.host[host] == value, "a host copy is of another content"
 
     # ── what must hold ──────────────────────────────────────────────────────────────────────────────
 
@@ -239,12 +242,14 @@ class KvWorld:
             assert self.cache.footprint(program) == self.naive.footprint(program)
         for block in range(1, self.cache.size + 1):
             assert self.cache.references(block) == self.naive.references.get(block, 0)
-        for key in [*EVERY_DIGEST, *self.private]:
-            self._check_place(key)
+        places = {key: (device, host is not None) for key, device, host in self.cache.contents()}
+        assert places == {key: (there.device, there.on_host) for key, there in self.naive.contents.items()}
+        for prompt in PROMPTS:
+            self._check_found(chain(prompt))
+        for call in self.paused:
+            self._check_found(call.keys)
 
-    def _check_place(self, key: Key) -> None:
-        found, content = self.cache.find([key]), self.naive.contents.get(key)
-        assert len(found) == (content is not None)
-        if content is not None:
-            assert found.device[0] == content.device
-            assert found.to_bring == (content.device is None) == (found.host[0] is not None)
+    def _check_found(self, keys: list[Key]) -> None:
+        found = self.cache.find(keys)
+        assert list(found.device) == [there.device for there in self.naive.find(keys)]
+        assert found.to_bring == found.device.count(None)

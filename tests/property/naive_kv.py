@@ -172,12 +172,10 @@ class NaiveKv:
             if self.contents[key].device is None:
                 self.contents[key].device = block
 
-    def give_back(
-        self, blocks: Sequence[int], keys: Sequence[Key], program: ProgramKey | None, *, wanted: bool
-    ) -> None:
+    def give_back(self, blocks: Sequence[int], keys: Sequence[Key], program: ProgramKey | None) -> None:
         for block, key in zip(blocks, keys, strict=False):
             self.publish(block, key)
-        if program is not None and keys and wanted:
+        if program is not None and keys:
             self.lives.setdefault(program, Life()).standing = LIVE
         life = None if program is None else self.lives.get(program)
         of_block = {content.device: content for content in self.contents.values()}
@@ -186,7 +184,7 @@ class NaiveKv:
             if content is not None:
                 self._touch(content)
             if content is not None and index < len(keys) and life is not None:
-                (content.retainers.add if wanted else content.retainers.discard)(life)
+                content.retainers.add(life)
             self._release(blocks[index])
 
     def _release(self, block: int) -> None:

@@ -33,7 +33,7 @@ class KvMachine(RuleBasedStateMachine):
         self.world.look(prompt, tail, program)
         self.world.admit(-1)
         self.world.plan()
-        self.world.end(-1, 0, True)
+        self.world.end(-1, 0)
 
     @rule(prompt=prompts, tail=tails, program=owners, plan=st.booleans())
     def run_and_pause(self, prompt: str, tail: int, program: ProgramKey | None, plan: bool) -> None:
@@ -69,9 +69,9 @@ class KvMachine(RuleBasedStateMachine):
         self.world.publish(which, block)
 
     @precondition(lambda self: self.world.running)
-    @rule(which=which, fewer=st.integers(0, 1), wanted=st.booleans())
-    def end(self, which: int, fewer: int, wanted: bool) -> None:
-        self.world.end(which, fewer, wanted)
+    @rule(which=which, fewer=st.integers(0, 1))
+    def end(self, which: int, fewer: int) -> None:
+        self.world.end(which, fewer)
 
     @precondition(lambda self: self.world.running)
     @rule(which=which, then=st.sampled_from(["stay", "expel", "drop"]))
@@ -123,7 +123,7 @@ def random_step(world: KvWorld, random: Random) -> None:
     elif step < 0.62:
         world.publish(some, random.randrange(BLOCKS_MAX))
     elif step < 0.70:
-        world.end(some, random.randrange(2), random.random() < 0.8)
+        world.end(some, random.randrange(2))
     elif step < 0.78:
         world.pause(some, random.choice(["stay", "stay", "stay", "expel", "drop"]))
     elif step < 0.80:
@@ -143,8 +143,12 @@ def make_tidy(world: KvWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "_SPARE_ENTRIES", -100)
     store = world.cache._store
     store.retention._ended_pairs_max = -1
-    store.retention._entries_max = dict.fromkeys(store.retention._entries_max, 0)
-    store.host._entries_max = store.host.lapsed._entries_max = store.device.lapsed._entries_max = 0
+    store.retention._entries_max = [0, 0]
+    heaps = [store.host.by_age]
+    for tier in (store.device, store.host):
+        heaps += [tier.lapsed._ended, tier.lapsed._idle]
+    for heap in heaps:
+        heap._entries_max = 0
 
 
 @pytest.mark.parametrize("tidy", [False, True], ids=["lazy", "tidy"])
@@ -163,7 +167,7 @@ def test_crowds(seed: int, tidy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
             world.cancel_paused(0)
         world.check()
     for _ in range(len(world.running)):
-        world.end(0, 0, True)
+        world.end(0, 0)
     for _ in range(len(world.waiting)):
         world.give_up(0)
     world.plan()

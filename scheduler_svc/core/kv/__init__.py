@@ -1,7 +1,7 @@
 """KV blocks of one executor: what holds what, in two tiers (`KvCache`)."""
 
 from scheduler_svc.core.kv.cache import KvCache
-from scheduler_svc.core.kv.content import NOTHING_FOUND, Found, Key, ProgramKey, private_key
+from scheduler_svc.core.kv.runs import NOTHING_FOUND, Found, Key, ProgramKey, private_key
 from svc_runtime.block_hashes import extend_hashes, root_hash
 
 __all__ = [

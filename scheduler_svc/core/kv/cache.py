@@ -1,29 +1,34 @@
 """The KV of one executor in two tiers, found by content.
 
-Theory of operation. Everything that is worth keeping is a content with a key (`content.py`). It lies in a
-device block, in a host block, or in both. A call holds device blocks; when it gives them back under keys,
-nothing is copied and nothing forgotten: preemption, retention over tool calls and prefix reuse are this one
-act. Who comes back with the same keys finds them, on the device or on the host, and holds what was found;
-what is on the host only is brought in. A device block is
+Theory of operation. Everything that is worth keeping has a key and lies in a device block, in a host block,
+or in both; what follows each other in a chain of keys is kept as a run (`runs.py`). A call holds device
+blocks; when it gives them back under keys, nothing is copied and nothing forgotten: preemption, retention
+over tool calls and prefix reuse are this one act. Who comes back with the same keys finds them, on the device
+or on the host, and holds what was found; what is on the host only is brought in. A device block is
 
-    held      by one or more calls (references > 0); findable if it has a content
-    unheld    by none, but it has a content
+    held      by one or more calls; findable if it is in a run
+    unheld    by none, but it is in a run
     plain     by none, and what is in it is worthless
 
-When plain blocks run out, unheld contents are evicted in this order (`Standing`): what only ended programs
+When plain blocks run out, unheld ones are evicted in this order (`Standing`): what only ended programs
 retained, or nobody; what only idle or ended programs retain; the rest; each least recently used first. The
 first are dropped. Others move to the host, if it is worth it and there is room: a plain host block, or one
 whose content comes earlier in the same order. A content that has left both tiers leaves no trace. One that
 was brought in keeps its host copy while the host has room: to evict it again then needs no copy.
 
+All is counted and ordered block by block, as if there were no runs; but a call that starts or ends touches
+its runs, not its blocks. With a host tier, copies are listed by block.
+
 Ids only: the tensors are the executor's. Copies are noted (`swaps.py`) and leave with the next plan. Blocks
 taken since the last plan must not be given back under keys before it: nobody has computed them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from scheduler_svc.core.ids import BlockId
-from scheduler_svc.core.kv.content import NOTHING_FOUND, Content, Found, Key, ProgramKey
+from scheduler_svc.core.kv.departures import Departures
+from scheduler_svc.core.kv.eviction import Eviction
+from scheduler_svc.core.kv.runs import NOTHING_FOUND, Found, Key, ProgramKey
 from scheduler_svc.core.kv.store import Store
 from scheduler_svc.core.kv.swaps import Copy
 
@@ -38,6 +43,7 @@ class KvCache:
             host_blocks: Ids are 0..host_blocks-1. 0: there is no host tier.
         """
         self._store = Store(device_blocks=device_blocks, host_blocks=host_blocks)
+        self._eviction = Eviction(self._store)
         self._device = self._store.device
         self._host = self._store.host
         self._retention = self._store.retention
@@ -54,16 +60,16 @@ class KvCache:
     @property
     def move_to_host(self) -> bool:
         """Whether an evicted content that is still wanted is copied to the host, or dropped."""
-        return self._store.move_to_host
+        return self._eviction.move_to_host
 
     @move_to_host.setter
     def move_to_host(self, worth_it: bool) -> None:
-        self._store.move_to_host = worth_it
+        self._eviction.move_to_host = worth_it
 
     @property
     def available(self) -> int:
         """Device blocks that `take` can hand out."""
-        return len(self._device.plain) + len(self._device.unheld)
+        return len(self._device.plain) + self._device.unheld
 
     @property
     def plain(self) -> int:
@@ -83,7 +89,7 @@ class KvCache:
     @property
     def evicted(self) -> int:
         """Contents forgotten to make room so far."""
-        return self._store.forgotten
+        return self._eviction.forgotten
 
     @property
     def swaps_pending(self) -> int:
@@ -93,54 +99,40 @@ class KvCache:
     @property
     def live_footprint(self) -> int:
         """Sum of the footprints of all programs that are neither idle nor ended."""
-        return self._retention.live_pairs
+        return self._retention.live_blocks
 
     def footprint(self, program: ProgramKey) -> int:
         """Contents retained for a program, whichever tier they are in; 0 if it has ended."""
         return self._retention.footprint(program)
 
-    def references(self, block: BlockId) -> int:
-        """How many calls hold a device block."""
-        return self._device.references[block]
-
     # ── finding ─────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, keys: Sequence[Key]) -> Found:
-        """The longest known prefix of `keys` over both tiers; changes nothing."""
-        contents: list[Content] = []
-        for content in map(self._store.contents.get, keys):
-            if content is None:
-                break
-            contents.append(content)
-        return Found(contents) if contents else NOTHING_FOUND
-
-    def available_with(self, found: Found) -> int:
-        """What `available` would be if what was just found were held, and not brought in yet."""
-        references = self._device.references
-        return self.available - sum(block is not None and not references[block] for block in found.device)
+        """The longest known prefix of `keys`, from the root on, over both tiers; changes nothing."""
+        device: list[BlockId | None] = []
+        for run, count in self._store.index.prefix(keys):
+            device += [None] * count if run.device is None else run.device[:count]
+        return Found(keys[: len(device)], device) if device else NOTHING_FOUND
 
     def hold(self, found: Found) -> None:
         """Adds a reference to the device blocks just found; what is on the host only is not evicted from
         there."""
-        references, unheld = self._device.references, self._device.unheld
-        for content, block in zip(found.contents, found.device, strict=True):
-            if block is None:
-                content.pins += 1
-                continue
-            if not references[block]:
-                del unheld[block]
-            references[block] += 1
+        for run in self._store.index.exactly(found.keys):
+            if run.device is None:
+                run.pins += 1
+            else:
+                self._device.hold(run)
 
     def let_go(self, found: Found) -> None:
         """Undoes `hold`. Device blocks that nobody else holds count as just used, the first ones last."""
-        store = self._store
-        for content, block in zip(reversed(found.contents), reversed(found.device), strict=True):
-            if block is None:
-                store.unpin(content)
-                continue
-            store.clock += 1
-            content.stamp = store.clock
-            store.unhold(block, content)
+        store, at = self._store, len(found)
+        for run in reversed(list(store.index.exactly(found.keys))):
+            at -= len(run.keys)
+            if found.device[at] is None:
+                store.unpin(run)
+            else:
+                store.stamp(run)
+                store.release(run)
 
     def bring_in(self, found: Found) -> list[BlockId]:
         """Takes device blocks for what is held on the host only, and notes the copies.
@@ -149,131 +141,114 @@ class KvCache:
 
         Returns: the device blocks of all that was found. The caller has one reference to each.
         """
-        if not found.to_bring:
-            return [block for block in found.device if block is not None]
-        waited_for = [
-            content for content, block in zip(found.contents, found.device, strict=True) if block is None
-        ]
-        missing: list[Content] = []
-        for content in waited_for:
-            if content.device is None:
-                missing.append(content)
-            else:
-                self._device.hold(content.device)  # somebody else brought it in
-        for content, block in zip(missing, self.take(len(missing)), strict=True):
-            self._store.note_in(content, block)
-        for content in waited_for:
-            self._store.unpin(content)
-        return [content.device for content in found.contents if content.device is not None]
+        if found.to_bring:
+            self._bring(found)
+        table: list[BlockId] = []
+        for run, _ in self._store.index.prefix(found.keys):
+            assert run.device is not None, "all is on the device now"
+            table += run.device
+        return table
+
+    def _bring(self, found: Found) -> None:
+        waited_for, at = [], 0
+        for run in self._store.index.exactly(found.keys):
+            if found.device[at] is None:
+                waited_for.append(run)
+            at += len(run.keys)
+        missing = [run for run in waited_for if run.device is None]
+        for run in waited_for:
+            if run.device is not None:
+                self._device.hold(run)  # somebody else brought it in
+        blocks = self.take(sum(map(len, missing)))
+        for run in missing:
+            self._store.note_in(run, blocks[: len(run.keys)])
+            del blocks[: len(run.keys)]
+        for run in waited_for:
+            self._store.unpin(run)
 
     # ── blocks ──────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, count: int) -> list[BlockId]:
         """Hands out `count` <= available device blocks: plain ones first, then evicts."""
-        plain, references = self._device.plain, self._device.references
+        plain = self._device.plain
         if 0 <= count <= len(plain):
             taken = plain[: -count - 1 : -1]
             del plain[len(plain) - count :]
-        else:
-            assert 0 <= count <= self.available, f"{count} blocks wanted, {self.available} available"
-            taken = plain[::-1]
-            plain.clear()
-            taken += self._store.evict(count - len(taken))
-        for block in taken:
-            references[block] = 1
-        return taken
+            return taken
+        assert 0 <= count <= self.available, f"{count} blocks wanted, {self.available} available"
+        taken = plain[::-1]
+        plain.clear()
+        return taken + self._eviction.evict(count - len(taken))
 
-    def publish(self, block: BlockId, key: Key) -> None:
-        """Makes a held block findable, unless its content is found on the device already."""
-        self.publish_all((block,), (key,))
+    def publish(self, blocks: Sequence[BlockId], keys: Sequence[Key]) -> None:
+        """Makes the first blocks of a table findable, each unless its content is found on the device already.
 
-    def publish_all(self, blocks: Sequence[BlockId], keys: Sequence[Key]) -> None:
-        """The same for several blocks. Shape of both: (blocks,)."""
-        self._store.name(blocks, keys)
+        Args:
+            blocks: Held, from the beginning of the table on. Shape: (blocks,).
+            keys: From the root on. Shape: (blocks,).
+        """
+        self._store.name(blocks, keys, None)
 
     def give_back(
-        self,
-        blocks: Sequence[BlockId],
-        keys: Sequence[Key],
-        program: ProgramKey | None,
-        *,
-        wanted: bool = True,
+        self, blocks: Sequence[BlockId], keys: Sequence[Key], program: ProgramKey | None = None
     ) -> None:
         """Takes one reference off each block of a table; the end of the table is the first to be evicted.
 
         Args:
-            blocks: The table.
-            keys: Names the contents of its first blocks; they are published if they are not yet. What is in
-                unpublished blocks behind them is worthless.
+            blocks: The table, or what is left of it when its private tail has been given back.
+            keys: Name the contents of its first blocks, at least of those that were found or published; the
+                others are published. What is in the blocks behind them is worthless.
             program: Retains those contents from now on; None: nobody does. It must not have ended.
-            wanted: False: the program does not retain them, even if it did.
         """
-        store, named = self._store, len(keys)
-        contents = store.name(blocks[:named], keys)
-        contents.reverse()
-        if named < len(blocks):
-            self._give_back_rest(blocks[named:])
-        if not named:
+        store, plain, at = self._store, self._device.plain, len(keys)
+        plain += reversed(blocks[at:])
+        if not at:
             return
-        if program is not None and wanted:
-            self._retention.retain(program, contents, store.clock)
-            store.clock += named
-        else:
-            store.stamp(contents)
-            if program is not None:
-                self._retention.let_go(program, contents)
-        references, unheld, unhold = self._device.references, self._device.unheld, store.unhold
-        for block, content in zip(reversed(blocks[:named]), contents, strict=True):
-            if references[block] == 1 and content.device == block and content.warm:  # as `unhold` would do
-                references[block] = 0
-                unheld[block] = None
+        retainer = None if program is None else self._retention.retainer(program, store.clock)
+        for run in reversed(store.name(blocks[:at], keys, retainer)):
+            upto, at = at, at - len(run.keys)
+            store.stamp(run)
+            if retainer is not None:
+                self._retention.retain(retainer, run)
+            if run.device is not None and run.device[0] == blocks[at]:
+                store.release(run)
             else:
-                unhold(block, content)
+                plain += reversed(blocks[at:upto])  # a private copy: two calls computed the same
+                store.renew(run)
 
-    def _give_back_rest(self, blocks: Sequence[BlockId]) -> None:
-        """The blocks behind those that the caller names, published or not."""
-        for block in reversed(blocks):
-            content = self._device.contents[block]
-            if content is not None:
-                self._store.stamp((content,))
-            self._store.unhold(block, content)
-
-    def own(self, keys: Iterable[Key]) -> None:
+    def own(self, keys: Sequence[Key]) -> None:
         """A call that holds these private contents on the device, alone, is going to write into them: they
         are found no more, and their host copies are free."""
-        for key in keys:
-            content = self._store.contents[key]
-            assert content.device is not None, "a call owns what it holds"
-            assert self._device.references[content.device] == 1, "it holds it alone"
-            assert not content.pins, "nobody else has found it"
-            self._device.remove(content)
-            self._store.forget(content)
+        for run in self._store.index.exactly(keys):
+            assert run.device is not None, "a call owns what it holds"
+            assert run.holders == 1, "it holds it alone"
+            assert not run.pins, "nobody else has found it"
+            self._device.remove(run)
+            self._store.forget(run)
 
-    def forget(self, keys: Iterable[Key]) -> None:
+    def forget(self, keys: Sequence[Key]) -> None:
         """Frees contents wherever they are, but not those that are held or may be brought in."""
-        for key in keys:
-            content = self._store.contents.get(key)
-            if content is None or content.pins:
+        for run in self._store.index.exactly(keys):
+            if run.pins or run.holders:
                 continue
-            if content.device is not None:
-                if self._device.references[content.device]:
-                    continue
-                self._device.plain.append(self._store.leave_device(content))
-            self._store.forget(content)
+            if run.device is not None:
+                self._device.plain += self._store.leave_device(run)
+            self._store.forget(run)
 
-    def drop(self, keys: Iterable[Key]) -> None:
+    def drop(self, keys: Sequence[Key]) -> None:
         """Forced recomputation: as `forget`, whoever else retains the contents."""
         self.forget(keys)
 
-    def expel(self, keys: Iterable[Key]) -> None:
+    def expel(self, keys: Sequence[Key]) -> None:
         """Forced swap: moves contents that nobody holds from the device to the host, as far as there is room;
         the others stay."""
-        for key in keys:
-            content = self._store.contents.get(key)
-            if content is None or not self._device.can_evict(content):
-                continue
-            if self._store.copy_to_host(content, self._retention.standing_of(content)):
-                self._device.plain.append(self._store.leave_device(content))
+        for run in self._store.index.exactly(keys):
+            if self._device.can_evict(run):
+                self._device.plain += self._eviction.expel(run)
+
+    def departures(self) -> Departures:
+        """Nobody has left yet."""
+        return Departures(self._store.index)
 
     # ── programs ────────────────────────────────────────────────────────────────────────────────────
 
@@ -302,15 +277,24 @@ class KvCache:
         self.swapped_in += len(ins)
         return outs, ins
 
+    # ── to look at; slow ────────────────────────────────────────────────────────────────────────────
+
+    def contents(self) -> Iterator[tuple[Key, BlockId | None, BlockId | None]]:
+        """All that is kept: keys with their device and host blocks."""
+        for run in self._store.index.by_first.values():
+            nowhere = [None] * len(run.keys)
+            yield from zip(run.keys, run.device or nowhere, run.host or nowhere, strict=True)
+
+    def references(self, block: BlockId) -> int:
+        """How many calls hold a device block."""
+        for run in self._store.index.by_first.values():
+            if run.device is not None and block in run.device:
+                return run.holders
+        return int(block not in self._device.plain)
+
     def check(self, tables: Iterable[Sequence[BlockId]]) -> None:
         """Checks all invariants from scratch, against the block tables of all calls.
 
         Raises: AssertionError.
         """
-        counted = [0] * (self.size + 1)
-        for table in tables:
-            assert len(set(table)) == len(table), f"a table holds a block twice: {table}"
-            for block in table:
-                counted[block] += 1
-        assert counted == self._device.references, "references do not add up"
-        self._store.check()
+        self._store.check(list(tables))

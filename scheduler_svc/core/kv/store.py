@@ -1,223 +1,216 @@
-"""Where every content lies: the two tiers under one index, and how contents move between them.
+"""Where every run lies: the two tiers under one index.
 
 The rules of the copies (`swaps.py`) are kept here: a host block that is read is not freed, a device block
 that is written is not copied out, and a copy that nobody needs any more is not ordered.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from scheduler_svc.core.ids import BlockId
-from scheduler_svc.core.kv.content import Content, Key, Standing
+from scheduler_svc.core.kv.index import RunIndex
 from scheduler_svc.core.kv.retention import Retention
+from scheduler_svc.core.kv.runs import NOBODY, Key, Retainer, Run
 from scheduler_svc.core.kv.swaps import Copy, Swaps
 from scheduler_svc.core.kv.tiers import DeviceTier, HostTier
 
 
 class Store:
-    """All contents of one executor."""
+    """All runs of one executor."""
 
     def __init__(self, *, device_blocks: int, host_blocks: int) -> None:
-        self.retention = Retention(lapsed=self._relist, ended_pairs_max=device_blocks + host_blocks)
+        self.retention = Retention(lapsed=self._lapse, ended_pairs_max=device_blocks + host_blocks)
         self.device = DeviceTier(device_blocks, self.retention)
         self.host = HostTier(host_blocks, self.retention)
         self.swaps = Swaps()
-        self.contents: dict[Key, Content] = {}
+        self.index = RunIndex(self.cut)
         self.clock = 0
-        """Uses of contents so far."""
-        self.move_to_host = True
-        """Whether an evicted content that is still wanted is copied to the host, or dropped."""
-        self.forgotten = 0
-        """Contents forgotten to make room so far."""
+        """Uses of blocks so far."""
 
-    # ── contents ────────────────────────────────────────────────────────────────────────────────────
+    # ── runs ────────────────────────────────────────────────────────────────────────────────────────
 
-    def name(self, blocks: Sequence[BlockId], keys: Sequence[Key]) -> list[Content]:
-        """The contents of held blocks. The content of a nameless block is that of its key; it lies in the
-        block if it was not on the device yet. Shape of both: (blocks,)."""
-        of_block, by_key, clock = self.device.contents, self.contents, self.clock
-        named: list[Content] = []
-        for block, key in zip(blocks, keys, strict=True):
-            content = of_block[block]
-            if content is None:
-                content = by_key.get(key)
-                if content is None:
-                    clock += 1
-                    of_block[block] = content = by_key[key] = Content(key, clock, block)
-                elif content.device is None:
-                    self.device.put(content, block)
-            named.append(content)
-        self.clock = clock
-        return named
-
-    def stamp(self, contents: Iterable[Content]) -> None:
-        """These contents are used now, in this order."""
-        for stamp, content in enumerate(contents, self.clock + 1):
-            content.stamp = self.clock = stamp
-
-    def unhold(self, block: BlockId, content: Content | None) -> None:
-        """Takes a reference off a block.
+    def name(self, blocks: Sequence[BlockId], keys: Sequence[Key], program: Retainer | None) -> list[Run]:
+        """The runs of a call's first blocks. What has no name yet gets that of its key; it lies in the call's
+        blocks if it was not on the device yet.
 
         Args:
-            content: What is in the block, just used. It may be found in another block: then this one is a
-                private copy. None: nothing worth keeping.
+            blocks: Held by the call. Shape: (blocks,).
+            keys: From the root on. Shape: (blocks,).
+            program: What it alone retains may grow.
         """
-        device = self.device
-        device.references[block] = left = device.references[block] - 1
-        if content is None:
-            if not left:
-                device.plain.append(block)
+        index, runs = self.index, list[Run]()
+        at, end = 0, len(keys)
+        while at < end:
+            run = index.by_first.get(keys[at])
+            if run is None:
+                upto = index.unknown_upto(keys, at)
+                self._extend(runs, [*keys[at:upto]], [*blocks[at:upto]], blocks[at - 1], program)
+                at = upto
+                continue
+            count = run.agreement(keys, at)
+            if count < len(run.keys):
+                run = self.cut(run, count)
+            upto = at + count
+            if run.device is None:
+                run.device, run.holders = [*blocks[at:upto]], 1
+            runs.append(run)
+            at = upto
+        return runs
+
+    def _extend(
+        self,
+        runs: list[Run],
+        keys: list[Key],
+        blocks: list[BlockId],
+        before: BlockId,
+        program: Retainer | None,
+    ) -> None:
+        """Names blocks of one call: the last of its runs grows, if it alone holds it; or they are a new run.
+
+        Args:
+            before: The call's block before them, if there is one.
+        """
+        last = runs[-1] if runs else None
+        if last is not None and _can_grow(last, before, program):
+            if last.retainers:
+                self.retention.resize(last, len(blocks))
+            last.keys += keys
+            last.device += blocks  # type: ignore[operator]  # it lies there
+            self.stamp(last)
             return
-        if content.device == block:
-            if not left:
-                device.unheld[block] = None
-        else:
-            assert content.device is not None, "the twin of a copy is on the device"
-            if not left:
-                device.plain.append(block)
-            if device.can_evict(content):
-                device.unheld.move_to_end(content.device)
-        if not content.warm:
-            self._relist(content)
+        run = Run(keys, blocks)
+        run.holders = 1
+        self.stamp(run)
+        self.index.add(run)
+        runs.append(run)
 
-    def unpin(self, content: Content) -> None:
+    def stamp(self, run: Run) -> None:
+        """A run is used now, its tail first."""
+        run.stamp = self.clock + 1
+        self.clock += len(run.keys)
+
+    def release(self, run: Run) -> None:
+        """A call gives up one reference to a run, just stamped."""
+        self.device.unhold(run)
+        if run.host is not None:
+            self.host.relist(run)
+
+    def renew(self, run: Run) -> None:
+        """A run was used in another call's blocks, and just stamped."""
+        self.device.renew(run)
+        self.host.relist(run)
+
+    def unpin(self, run: Run) -> None:
         """A call that found it on the host only has brought it in, or has gone away."""
-        content.pins -= 1
-        self.host.relist(content)
+        run.pins -= 1
+        self.host.relist(run)
 
-    def forget(self, content: Content) -> None:
-        """The content is off the device, and not wanted on the host."""
-        if content.host is not None:
-            self.host.free(self._leave_host(content))
-        del self.contents[content.key]
-        if content.retainers:
-            self.retention.forget((content,))
+    def forget(self, run: Run) -> None:
+        """A run is off the device, and not wanted on the host."""
+        if run.host is not None:
+            self.host.free(self.leave_host(run))
+        self.index.remove(run)
+        self.retention.forget(run)
 
-    def _relist(self, content: Content) -> None:
-        """Lists a content by its new standing or age in the tiers where it can be evicted."""
-        if self.device.can_evict(content):
-            self.device.lapsed.add(content)
-        if content.host is not None:
-            self.host.relist(content)
+    def cut(self, run: Run, count: int) -> Run:
+        """Cuts the first blocks of a run off. Returns: those as a run; `run` keeps the others."""
+        head = self.retention.cut(run, count)
+        self.index.add(head)
+        self.index.add(run)
+        self.device.cut(head, run)
+        if self.host.is_read(head):
+            self.host.read.append(head)
+        self.host.relist(head)
+        return head
 
-    # ── leaving the device ──────────────────────────────────────────────────────────────────────────
+    def _lapse(self, run: Run) -> None:
+        """Lists a run by its new standing in the tiers where it can be evicted."""
+        self.device.lapse(run)
+        self.host.lapse(run)
 
-    def evict(self, count: int) -> list[BlockId]:
-        """Frees device blocks, which there are: the one place that decides whose content leaves the
-        device."""
-        blocks: list[BlockId] = []
-        if self.device.lapsed:
-            live = Standing.LIVE
-            while len(blocks) < count:
-                standing, content = self.device.worst()
-                if standing is live:
-                    break  # nothing is left to settle: the others are live as well
-                blocks.append(self._evict(content, standing))
-        return blocks + self._evict_oldest(count - len(blocks))
+    # ── between the tiers ───────────────────────────────────────────────────────────────────────────
 
-    def _evict(self, content: Content, standing: Standing) -> BlockId:
-        if self.move_to_host and standing is not Standing.ENDED:
-            self.copy_to_host(content, standing)
-        block = self.leave_device(content)
-        if content.host is None:
-            self.forgotten += 1
-            self.forget(content)
-        return block
-
-    def _evict_oldest(self, count: int) -> list[BlockId]:
-        """The same where nothing has lapsed: the least recently used go."""
-        if self.host.contents:
-            return [self._evict(self.device.oldest(), Standing.LIVE) for _ in range(count)]
-        unheld, of_block, by_key = self.device.unheld, self.device.contents, self.contents
-        blocks: list[BlockId] = []
-        gone: list[Content] = []
-        for _ in range(count):
-            block, _ = unheld.popitem(last=False)
-            content = of_block[block]
-            assert content is not None, "an unheld block has a content"
-            of_block[block] = content.device = None
-            del by_key[content.key]
-            blocks.append(block)
-            gone.append(content)
-        self.retention.forget(gone)
-        self.forgotten += count
+    def leave_device(self, run: Run) -> list[BlockId]:
+        """Takes a run off its device blocks. Returns: them."""
+        blocks = self.device.remove(run)
+        self.cancel_ins(blocks)
         return blocks
 
-    def leave_device(self, content: Content) -> BlockId:
-        """Takes an unheld content off its device block; the block is the caller's."""
-        block = self.device.remove(content)
-        self._cancel_in(block)
-        return block
+    def leave_host(self, run: Run) -> list[BlockId]:
+        """Takes a run off its host blocks. Returns: them."""
+        blocks, run.host = run.host, None
+        assert blocks is not None, "it lies there"
+        self.cancel_outs(blocks)
+        return blocks
 
-    def copy_to_host(self, content: Content, standing: Standing) -> bool:
-        """Makes sure that an unheld device content is on the host as well; False: it cannot be."""
-        if content.host is not None:
-            return True
-        assert content.device is not None, "a content lies in some tier"
-        if content.device in self.swaps.ins:
-            return False
-        host = self._room_on_host(standing, content.stamp)
-        if host is None:
-            return False
-        self.swaps.outs[host] = content.device
-        self.host.put(content, host)
-        return True
-
-    def _room_on_host(self, standing: Standing, stamp: int) -> BlockId | None:
-        """A host block for a content of this standing and age; None: those that are there are worth more."""
-        if self.host.plain:
-            return self.host.plain.pop()
-        content = self.host.worst(standing, stamp)
-        if content is None:
-            return None
-        block = self._leave_host(content)
-        if content.device is None:
-            self.forgotten += 1
-            self.forget(content)
-        return block
-
-    def _leave_host(self, content: Content) -> BlockId:
-        block = self.host.remove(content)
-        if block not in self.host.reading:
-            self.swaps.outs.pop(block, None)
-        return block
-
-    # ── coming back ─────────────────────────────────────────────────────────────────────────────────
-
-    def note_in(self, content: Content, block: BlockId) -> None:
-        """A held device block is to receive a content that is on the host only."""
-        assert content.host is not None, "a content lies in some tier"
-        self._cancel_in(block)
-        self.swaps.ins[block] = content.host
-        self.host.reading[content.host] = None
-        self.device.put(content, block)
+    def note_in(self, run: Run, blocks: list[BlockId]) -> None:
+        """Device blocks that a call holds are to receive a run that is on the host only."""
+        assert run.host is not None, "a run lies in some tier"
+        self.cancel_ins(blocks)
+        for block, host in zip(blocks, run.host, strict=True):
+            self.swaps.ins[block] = host
+            self.host.reading[host] = None
+        self.host.read.append(run)
+        run.device, run.holders = blocks, 1
 
     def drain_swaps(self) -> tuple[tuple[Copy, ...], tuple[Copy, ...]]:
         """The noted copies, outs and ins; none are left and nothing is kept for them."""
         outs, ins = self.swaps.drain()
-        for host, _ in ins:
-            self.host.read_done(host)
+        if ins:
+            self.host.all_read()
         return outs, ins
 
-    def _cancel_in(self, block: BlockId) -> None:
-        """What a noted copy would bring to this device block is not needed there any more."""
-        host = self.swaps.ins.pop(block, None)
-        if host is not None:
-            self.host.read_done(host)
+    def cancel_ins(self, blocks: Sequence[BlockId]) -> None:
+        """What noted copies would bring to these device blocks is not needed there any more."""
+        if self.swaps.ins:
+            for block in blocks:
+                host = self.swaps.ins.pop(block, None)
+                if host is not None:
+                    self.host.read_done(host)
+
+    def cancel_outs(self, blocks: Sequence[BlockId]) -> None:
+        """Copies to these host blocks are not needed, unless they are read; then they are."""
+        if self.swaps.outs:
+            for block in blocks:
+                if block not in self.host.reading:
+                    self.swaps.outs.pop(block, None)
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────
 
-    def check(self) -> None:
-        """Checks all invariants but the references.
+    def check(self, tables: Sequence[Sequence[BlockId]]) -> None:
+        """Checks all invariants against the block tables of all calls.
 
         Raises: AssertionError.
         """
-        for content in self.contents.values():
-            assert self.contents[content.key] is content
-            assert content.device is not None or content.host is not None, "a content lies nowhere"
-            assert 0 < content.stamp <= self.clock
-            assert not content.pins or content.host is not None, "a call waits for what is not there"
-        self.device.check(self.contents.values())
-        self.host.check(self.contents.values())
-        self.retention.check(self.contents.values())
+        runs = list(self.index.by_first.values())
+        stamps: list[int] = []
+        for key, run in self.index.by_first.items():
+            assert run.keys[0] == key, "a run is listed under another key"
+            assert run.device is not None or run.host is not None, "a run lies nowhere"
+            assert {len(run.keys)} == {len(blocks) for blocks in (run.device, run.host) if blocks is not None}
+            assert run.device is not None or not run.holders, "a call holds what is not there"
+            assert run.host is not None or not run.pins, "a call waits for what is not there"
+            stamps += range(run.stamp, run.stamp + len(run.keys))
+        assert len(set(stamps)) == len(stamps), "two blocks have one stamp"
+        assert not stamps or 0 < min(stamps) <= max(stamps) <= self.clock
+        keys = [key for run in runs for key in run.keys]
+        assert len(set(keys)) == len(keys), "a key is in two runs"
+        self.device.check(runs, tables)
+        self.host.check(runs)
+        self.retention.check(runs)
         assert list(self.host.reading) == list(self.swaps.ins.values()), "reads and swap-ins differ"
         assert not set(self.host.plain) & set(self.swaps.ins.values()), "a block is free and read"
+
+
+def _can_grow(run: Run, tail: BlockId, program: Retainer | None) -> bool:
+    """Whether one call alone holds a run, which no other program retains and which is on the device only.
+
+    Args:
+        tail: The call's block, if it holds the run.
+    """
+    return (
+        run.holders == 1
+        and run.host is None
+        and run.device is not None
+        and run.device[-1] == tail
+        and (run.retainers is NOBODY or (program is not None and run.retainers is program.alone))
+    )

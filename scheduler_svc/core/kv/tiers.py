@@ -1,88 +1,15 @@
-"""The two tiers: which block holds which content, which are free, and whose turn it is to go.
+"""The two tiers: which blocks are free, and whose turn it is to go."""
 
-A tier lists what it can evict in order of (standing, age). Contents known to be ENDED or IDLE are in a heap
-each; entries become stale when the content moves, is used, held or wanted again, and are thrown away when
-they come up. The others are LIVE as far as is known: on the device in order of use, since a block gets there
-when it is given back; on the host in a heap by lower bounds of their stamps, since contents arrive there that
-are older than some that are there.
-"""
-
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Iterable, Sequence
 
 from scheduler_svc.core.ids import BlockId
-from scheduler_svc.core.kv.content import Content, Standing
+from scheduler_svc.core.kv.order import AgeHeap, AgeList, Lapsed
 from scheduler_svc.core.kv.retention import NEVER, Retention
-
-Entry = tuple[int, Content]
-"""(stamp, content). Stamps of different contents differ, so contents are never compared."""
-
-_SPARE_ENTRIES = 64
-
-
-class Lapsed:
-    """The contents of one tier that no active program retains, by standing and age."""
-
-    def __init__(self, retention: Retention, evictable: Callable[[Content], bool], size: int) -> None:
-        """
-        Args:
-            evictable: Whether a content lies in the tier and nothing keeps it there.
-            size: Blocks of the tier.
-        """
-        self._retention = retention
-        self._evictable = evictable
-        self._heaps: tuple[list[Entry], list[Entry]] = ([], [])
-        """By standing, ENDED and IDLE."""
-        self._entries_max = 2 * size + _SPARE_ENTRIES
-
-    def add(self, content: Content) -> None:
-        """Lists a content without warm pairs that can be evicted."""
-        standing = Standing.IDLE if content.retainers else Standing.ENDED
-        heap = self._heaps[standing]
-        heappush(heap, (content.stamp, content))
-        if len(heap) > self._entries_max:
-            heap[:] = dict.fromkeys(entry for entry in heap if self._is_valid(standing, *entry))
-            heapify(heap)
-
-    def __bool__(self) -> bool:
-        """Whether there may be such contents."""
-        return bool(self._heaps[0] or self._heaps[1] or self._retention.is_unsettled)
-
-    def oldest(self, standing: Standing, before: int = NEVER) -> Content | None:
-        """The oldest content of that standing, ENDED or IDLE, that can be evicted; None: none is older than
-        `before`.
-
-        For IDLE, all ENDED pairs must be settled: ask for the oldest ENDED one first.
-        """
-        heap = self._heaps[standing]
-        while True:
-            while heap and not self._is_valid(standing, *heap[0]):
-                heappop(heap)
-            oldest = min(heap[0][0], before) if heap else before
-            if not self._retention.settle(standing, oldest):
-                return heap[0][1] if oldest < before else None
-
-    def listed(self) -> set[Content]:
-        """The contents that will come up. Slow: for checks."""
-        return {
-            entry[1]
-            for standing, heap in enumerate(self._heaps)
-            for entry in heap
-            if self._is_valid(Standing(standing), *entry)
-        }
-
-    def _is_valid(self, standing: Standing, stamp: int, content: Content) -> bool:
-        return (
-            content.stamp == stamp
-            and not content.warm
-            and bool(content.retainers) == (standing is Standing.IDLE)
-            and self._evictable(content)
-        )
+from scheduler_svc.core.kv.runs import Run, Standing
 
 
 class DeviceTier:
-    """The device blocks. Each is held (references > 0), or unheld with a content, or plain.
+    """The device blocks. Each is plain, or in a run, held or not, or a call holds it that has not named it.
 
     Block 0 is the null block and is never handed out.
     """
@@ -92,181 +19,201 @@ class DeviceTier:
         Args:
             size: Blocks, the null block included. >= 1.
         """
+        self.size = size
         self.plain = [BlockId(block) for block in range(size - 1, 0, -1)]
-        self.references = [0] * size
-        """By block."""
-        self.contents: list[Content | None] = [None] * size
-        """By block."""
-        self.unheld: OrderedDict[BlockId, None] = OrderedDict()
-        """Blocks with a content that nobody holds, least recently used first."""
+        self.unheld = 0
+        """Blocks of runs that nobody holds."""
+        self.by_age = AgeList()
+        """Those runs."""
         self.lapsed = Lapsed(retention, self.can_evict, size)
+        """Those of them that are not LIVE."""
 
-    def can_evict(self, content: Content) -> bool:
-        """Whether a content lies here and nobody holds it."""
-        return content.device is not None and not self.references[content.device]
+    def can_evict(self, run: Run) -> bool:
+        """Whether a run lies here and nobody holds it."""
+        return run.device is not None and not run.holders
 
-    def worst(self) -> tuple[Standing, Content]:
-        """The content that goes first. There must be an unheld one."""
-        for standing in (Standing.ENDED, Standing.IDLE):
-            content = self.lapsed.oldest(standing)
-            if content is not None:
-                return standing, content
-        return Standing.LIVE, self.oldest()
+    def worst_lapsed(self) -> tuple[Standing, Run] | None:
+        """The run that goes first, unless all that nobody holds are LIVE."""
+        if self.lapsed:
+            for standing in (Standing.ENDED, Standing.IDLE):
+                run = self.lapsed.oldest(standing)
+                if run is not None:
+                    return standing, run
+        return None
 
-    def oldest(self) -> Content:
-        """The least recently used unheld content, whatever its standing."""
-        content = self.contents[next(iter(self.unheld))]
-        assert content is not None, "an unheld block has a content"
-        return content
+    def oldest(self) -> Run:
+        """The least recently used unheld run, which goes first if all are LIVE. There must be one."""
+        assert self.by_age.oldest is not None, "an unheld run is listed"
+        return self.by_age.oldest
 
-    def hold(self, block: BlockId) -> None:
-        """Adds a reference to a block with a content."""
-        if not self.references[block]:
-            del self.unheld[block]
-        self.references[block] += 1
+    def hold(self, run: Run) -> None:
+        """One call more holds a run that lies here."""
+        if not run.holders:
+            self.unheld -= len(run.keys)
+            self.by_age.remove(run)
+        run.holders += 1
 
-    def put(self, content: Content, block: BlockId) -> None:
-        """A held block has this content."""
-        content.device = block
-        self.contents[block] = content
+    def unhold(self, run: Run) -> None:
+        """One call less does. It was just used."""
+        run.holders -= 1
+        if not run.holders:
+            self.unheld += len(run.keys)
+            self.by_age.append(run)
+            if not run.warm:
+                self.lapsed.add(run)
 
-    def remove(self, content: Content) -> BlockId:
-        """Takes a content off its block, held or not; the block is the caller's."""
-        block = content.device
-        assert block is not None
-        content.device = self.contents[block] = None
-        self.unheld.pop(block, None)
-        return block
+    def renew(self, run: Run) -> None:
+        """A run was used by a call that has it in other blocks, if it lies here."""
+        if self.can_evict(run):
+            self.by_age.remove(run)
+            self.by_age.append(run)
+            self.lapse(run)
 
-    def check(self, contents: Iterable[Content]) -> None:
-        """Checks the tier against all contents.
+    def lapse(self, run: Run) -> None:
+        """Lists a run, if it lies here and no active program wants it, under its standing or stamp, which
+        are new."""
+        if not run.warm and self.can_evict(run):
+            self.lapsed.add(run)
+
+    def cut(self, head: Run, tail: Run) -> None:
+        """The head of a run was cut off."""
+        if self.can_evict(tail):
+            self.by_age.insert_after(tail, head)
+            self.lapse(head)
+
+    def shorten(self, run: Run, count: int) -> list[BlockId]:
+        """Takes the last blocks, but not all, of an unheld run that is only here. Returns: them."""
+        assert run.device is not None, "it lies here"
+        blocks = run.device[-count:]
+        run.shorten(count)
+        self.unheld -= count
+        self.lapse(run)
+        return blocks
+
+    def remove(self, run: Run) -> list[BlockId]:
+        """Takes a run off its blocks, which are the caller's."""
+        blocks = run.device
+        assert blocks is not None, "it lies here"
+        run.device = None
+        if not run.holders:
+            self.unheld -= len(blocks)
+            self.by_age.remove(run)
+        return blocks
+
+    def check(self, runs: Iterable[Run], tables: Iterable[Sequence[BlockId]]) -> None:
+        """Checks the tier against all runs and the block tables of all calls.
 
         Raises: AssertionError.
         """
-        here = {content.device: content for content in contents if content.device is not None}
-        assert here == {block: c for block, c in enumerate(self.contents) if c}, (
-            "a block or a content is lost"
+        counted = [0] * self.size
+        for table in tables:
+            assert len(set(table)) == len(table), f"a table holds a block twice: {table}"
+            for block in table:
+                counted[block] += 1
+        here = [(run, block) for run in runs for block in run.device or ()]
+        for run, block in here:
+            assert counted[block] == run.holders, f"references do not add up: {block}"
+            counted[block] = 0
+        assert max(counted) <= 1, "references do not add up: a block without a name has two holders"
+        nameless = [block for block, count in enumerate(counted) if count]
+        places = [*self.plain, *nameless, *(block for _, block in here)]
+        assert sorted(places) == list(range(1, self.size)), (
+            "references do not add up: a block is in no place or in two"
         )
-        held = [block for block, count in enumerate(self.references) if count]
-        places = [*self.plain, *self.unheld, *held]
-        assert sorted(places) == list(range(1, len(self.references))), "a block is in no place or in two"
-        assert not here.keys() & set(self.plain), "a plain block has a content"
-        assert here.keys() >= self.unheld.keys(), "an unheld block has no content"
-        stamps = [here[block].stamp for block in self.unheld]
-        assert stamps == sorted(set(stamps)), "unheld blocks are out of order"
-        lapsed = {here[block] for block in self.unheld if not here[block].warm}
-        assert lapsed == self.lapsed.listed(), "unheld blocks are not listed by their standing"
+        unheld = {run for run, _ in here if not run.holders}
+        assert self.unheld == sum(map(len, unheld)), "unheld blocks are miscounted"
+        by_age = list(self.by_age)
+        assert set(by_age) == unheld, "an unheld run would never be evicted"
+        assert [run.stamp for run in by_age] == sorted(run.stamp for run in unheld), "runs are out of order"
+        lapsed = {run for run in unheld if not run.warm}
+        assert self.lapsed.listed() == lapsed, "runs are not listed by their standing"
 
 
 class HostTier:
-    """The host blocks. Each has a content, or is plain, or is read once more though its content has gone."""
+    """The host blocks. Each is in a run, or plain, or read once more though it is in no run any more."""
 
     def __init__(self, size: int, retention: Retention) -> None:
+        self.size = size
         self.plain = [BlockId(block) for block in range(size - 1, -1, -1)]
-        self.contents: list[Content | None] = [None] * size
-        """By block."""
         self.reading: dict[BlockId, None] = {}
         """Blocks that a noted swap-in reads."""
+        self.read: list[Run] = []
+        """Runs that may have such blocks."""
         self.leaving: dict[BlockId, None] = {}
-        """Those of them whose content has gone: plain once they are read."""
+        """Those of the blocks that are in no run any more: plain once they are read."""
+        self.by_age = AgeHeap(self.can_evict, size)
+        """Runs that can be evicted."""
         self.lapsed = Lapsed(retention, self.can_evict, size)
-        self._by_age: list[Entry] = []
-        """A heap: lower bounds of stamps. The valid entry of a content is that of `content.listed`."""
-        self._entries_max = 2 * size + _SPARE_ENTRIES
+        """Those of them that are not LIVE."""
 
-    def can_evict(self, content: Content) -> bool:
-        """Whether a content lies here and is neither waited for nor read."""
-        return content.host is not None and not content.pins and content.host not in self.reading
+    def can_evict(self, run: Run) -> bool:
+        """Whether a run lies here and is neither waited for nor read."""
+        return run.host is not None and not run.pins and not self.is_read(run)
 
-    def worst(self, standing: Standing, stamp: int) -> Content | None:
-        """The content that goes first, if it goes before one of this standing and age."""
+    def is_read(self, run: Run) -> bool:
+        """Whether noted swap-ins read a run that lies here: all its blocks or none."""
+        return run.host is not None and run.host[0] in self.reading
+
+    def relist(self, run: Run) -> None:
+        """Lists a run, if it lies here, that has come, was used, or is not kept here any more."""
+        if run.host is not None and self.can_evict(run):
+            self.by_age.add(run)
+            if not run.warm:
+                self.lapsed.add(run)
+
+    def lapse(self, run: Run) -> None:
+        """Lists a run, if it lies here and no active program wants it, under its standing, which is new."""
+        if not run.warm and self.can_evict(run):
+            self.lapsed.add(run)
+
+    def worst(self, standing: Standing, before: int) -> Run | None:
+        """The run that goes first, if it goes before one of this standing and age."""
         for worse in (Standing.ENDED, Standing.IDLE):
             if worse > standing:
                 return None
-            content = self.lapsed.oldest(worse, NEVER if worse < standing else stamp)
-            if content is not None:
-                return content
-        content = self._oldest() if standing is Standing.LIVE else None
-        return content if content is not None and content.stamp < stamp else None
+            run = self.lapsed.oldest(worse, NEVER if worse < standing else before)
+            if run is not None:
+                return run
+        run = self.by_age.oldest() if standing is Standing.LIVE else None
+        return run if run is not None and run.stamp < before else None
 
-    def _oldest(self) -> Content | None:
-        """The least recently used one, when none has lapsed."""
-        heap = self._by_age
-        while heap:
-            stamp, content = heap[0]
-            if content.listed != stamp:
-                heappop(heap)
-            elif not self.can_evict(content):
-                heappop(heap)
-                content.listed = 0
-            elif content.stamp != stamp:
-                content.listed = content.stamp
-                heapreplace(heap, (content.stamp, content))
+    def free(self, blocks: Iterable[BlockId]) -> None:
+        """Blocks that are in no run any more are plain, as soon as nobody reads them."""
+        for block in blocks:
+            if block in self.reading:
+                self.leaving[block] = None
             else:
-                return content
-        return None
-
-    def put(self, content: Content, block: BlockId) -> None:
-        """The block holds, or will hold once the swaps are done, this content."""
-        content.host = block
-        self.contents[block] = content
-        self.relist(content)
-
-    def relist(self, content: Content) -> None:
-        """Lists a content that can be evicted now: it has come, lapsed, or nothing keeps it any more."""
-        if not self.can_evict(content):
-            return
-        if not content.warm:
-            self.lapsed.add(content)
-        if not content.listed:
-            content.listed = content.stamp
-            heappush(self._by_age, (content.stamp, content))
-            if len(self._by_age) > self._entries_max:
-                valid = [entry for entry in self._by_age if entry[1].listed == entry[0]]
-                self._by_age[:] = dict.fromkeys(valid)
-                heapify(self._by_age)
-
-    def remove(self, content: Content) -> BlockId:
-        """Takes a content off its block; the block is the caller's."""
-        block = content.host
-        assert block is not None
-        content.host = self.contents[block] = None
-        content.listed = 0
-        return block
-
-    def free(self, block: BlockId) -> None:
-        """A block without content is plain, as soon as nobody reads it."""
-        if block in self.reading:
-            self.leaving[block] = None
-        else:
-            self.plain.append(block)
+                self.plain.append(block)
 
     def read_done(self, block: BlockId) -> None:
         """The swap-in that reads this block is out, or is not needed any more."""
         del self.reading[block]
-        content = self.contents[block]
-        if content is not None:
-            self.relist(content)
-        elif block in self.leaving:
+        if block in self.leaving:
             del self.leaving[block]
             self.plain.append(block)
 
-    def listed(self) -> set[Content]:
-        """The contents that will come up. Slow: for checks."""
-        by_age = {content for stamp, content in self._by_age if content.listed == stamp <= content.stamp}
-        lapsed = self.lapsed.listed()
-        return {content for content in by_age if content.warm or content in lapsed}
+    def all_read(self) -> None:
+        """All swap-ins are out."""
+        for block in list(self.reading):
+            self.read_done(block)
+        for run in self.read:
+            self.relist(run)
+        self.read.clear()
 
-    def check(self, contents: Iterable[Content]) -> None:
-        """Checks the tier against all contents.
+    def check(self, runs: Iterable[Run]) -> None:
+        """Checks the tier against all runs.
 
         Raises: AssertionError.
         """
-        here = {content.host: content for content in contents if content.host is not None}
-        assert here == {block: c for block, c in enumerate(self.contents) if c}, (
-            "a block or a content is lost"
+        here = [run for run in runs if run.host is not None]
+        blocks = [block for run in here for block in run.host or ()]
+        assert sorted([*self.plain, *blocks, *self.leaving]) == list(range(self.size)), (
+            "a host block is in no place or in two"
         )
-        assert sorted([*self.plain, *here, *self.leaving]) == list(range(len(self.contents)))
         assert self.leaving.keys() <= self.reading.keys(), "a block leaves that nobody reads"
-        free_to_go = {content for content in here.values() if self.can_evict(content)}
-        assert free_to_go <= self.listed(), "a host block would never be evicted"
+        for run in here:
+            assert len({block in self.reading for block in run.host or ()}) == 1, "a run is read in part"
+        free_to_go = {run for run in here if self.can_evict(run)}
+        assert self.by_age.listed() == free_to_go, "a run would never leave the host"
+        lapsed = {run for run in free_to_go if not run.warm}
+        assert self.lapsed.listed() == lapsed, "runs are not listed by their standing"

@@ -35,12 +35,14 @@ def hold(cache: KvCache, content: Sequence[Key]) -> list[BlockId]:
 
 def on_device(cache: KvCache, content: Iterable[Key]) -> list[Key]:
     """Those of the contents that are on the device."""
-    return [key for key in content if any(block is not None for block in cache.find([key]).device)]
+    there = {key for key, device, _ in cache.contents() if device is not None}
+    return [key for key in content if key in there]
 
 
 def on_host(cache: KvCache, content: Iterable[Key]) -> list[Key]:
     """Those of the contents that are on the host only."""
-    return [key for key in content if cache.find([key]).to_bring]
+    there = {key for key, device, _ in cache.contents() if device is None}
+    return [key for key in content if key in there]
 
 
 def push_out(cache: KvCache, count: int) -> list[BlockId]:

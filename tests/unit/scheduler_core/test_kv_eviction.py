@@ -122,14 +122,6 @@ class TestOrder:
         assert left(cache, 1, OLD, NEW) == OLD
         assert cache.live_footprint == 1
 
-    def test_what_the_program_does_not_want_goes_first(self) -> None:
-        cache = cache_of()
-        keep(cache, OLD)
-        keep(cache, NEW)
-        cache.give_back(hold(cache, NEW), NEW, A, wanted=False)
-        assert (cache.footprint(A), cache.live_footprint) == (1, 1)
-        assert left(cache, 1, OLD, NEW) == OLD
-
 
 class TestSharing:
     """A content belongs to the best of the programs that retain it."""

@@ -8,8 +8,7 @@ from types import FunctionType, ModuleType
 import pytest
 
 from scheduler_svc.core.kv import KvCache
-from scheduler_svc.core.kv.content import Content, Retainer
-from scheduler_svc.core.kv.retention import Retention
+from scheduler_svc.core.kv.runs import Retainer, Run, Standing
 from tests.unit.scheduler_core.kv_filled import A, B, hold, keep, keys, program, push_out
 
 SHARED = keys("system", 3)
@@ -19,8 +18,8 @@ def cache_of(blocks: int = 33, host_blocks: int = 8) -> KvCache:
     return KvCache(device_blocks=blocks, host_blocks=host_blocks)
 
 
-def kept(cache: KvCache, kind: type = object) -> int:
-    """Objects of a kind that the cache keeps alive."""
+def everything_kept(cache: KvCache) -> list[object]:
+    """Objects that the cache keeps alive."""
     seen: dict[int, object] = {}
     waiting: list[object] = [cache]
     while waiting:
@@ -28,7 +27,12 @@ def kept(cache: KvCache, kind: type = object) -> int:
         if id(thing) not in seen and not isinstance(thing, type | FunctionType | ModuleType):
             seen[id(thing)] = thing
             waiting += gc.get_referents(thing)
-    return sum(isinstance(thing, kind) for thing in seen.values())
+    return list(seen.values())
+
+
+def kept(cache: KvCache, kind: type = object) -> int:
+    """How many of a kind those are."""
+    return sum(isinstance(thing, kind) for thing in everything_kept(cache))
 
 
 class TestFootprint:
@@ -95,7 +99,7 @@ class TestMemory:
         cache = cache_of(blocks=4, host_blocks=0)
         for name in range(50):
             keep(cache, keys(f"text{name}", 3), program(f"p{name}"))
-        assert (kept(cache, Content), kept(cache, Retainer)) == (3, 1)
+        assert (len(list(cache.contents())), kept(cache, Run), kept(cache, Retainer)) == (3, 1, 1)
         assert cache.live_footprint == 3
 
     def test_ended_programs_that_shared_a_prompt_do_not_pile_up(self) -> None:
@@ -114,7 +118,7 @@ class TestMemory:
         cache.program_idle(A)
         push_out(cache, 6)
         assert cache.footprint(A) == 2
-        assert kept(cache, Content) <= 3
+        assert [len(run.keys) for run in everything_kept(cache) if isinstance(run, Run)] == [2]
 
     def test_neither_do_spells_of_idleness(self) -> None:
         cache = cache_of(blocks=9)
@@ -142,34 +146,31 @@ class TestMemory:
 
 
 class TestPuttingOff:
-    """Ends and idleness of programs cost nothing until eviction asks for their contents, and then little."""
+    """Ends and idleness of programs cost nothing until eviction asks for their runs, and then little."""
 
-    @pytest.fixture
-    def settled(self, monkeypatch: pytest.MonkeyPatch) -> list[Content]:
-        """Contents whose pairs were settled, in order."""
-        settled: list[Content] = []
-        settle_pair = Retention._settle_pair
+    @staticmethod
+    def unsettled(cache: KvCache) -> int:
+        """Pairs of idle and ended programs that are not settled."""
+        pairs = [
+            (retainer.standing, run in retainer.cold)
+            for run in cache._store.index.by_first.values()
+            for retainer in run.retainers
+        ]
+        return pairs.count((Standing.IDLE, False)) + sum(standing is Standing.ENDED for standing, _ in pairs)
 
-        def record(self: Retention, retainer: Retainer, content: Content) -> None:
-            settled.append(content)
-            settle_pair(self, retainer, content)
-
-        monkeypatch.setattr(Retention, "_settle_pair", record)
-        return settled
-
-    @pytest.mark.interpreted_core("it replaces a method of the core to count its calls")
     @pytest.mark.parametrize("event", ["program_idle", "program_ended"])
-    def test_an_event_walks_nothing_and_an_eviction_only_what_it_needs(
-        self, event: str, settled: list[Content]
-    ) -> None:
-        cache = cache_of(blocks=2001)
-        keep(cache, keys("t", 1500), A)
-        keep(cache, keys("u", 500), B)
+    def test_an_event_walks_nothing_and_an_eviction_only_what_it_needs(self, event: str) -> None:
+        cache = cache_of(blocks=201)
+        for text in range(50):
+            keep(cache, keys(f"t{text}.", 3), A)
+        keep(cache, keys("u", 50), B)
         getattr(cache, event)(A)
-        assert settled == []
-        for evictions in range(1, 6):
+        for runs in range(50, 45, -1):
+            assert self.unsettled(cache) == runs
             cache.take(1)
-            assert len(settled) == evictions
+            assert self.unsettled(cache) == runs - 1
+            cache.take(2)
+            assert self.unsettled(cache) == runs - 1, "a run is settled once, whole"
 
     @pytest.mark.parametrize("seed", range(5))
     def test_the_order_is_kept_when_many_come_and_go(self, seed: int) -> None:
@@ -189,20 +190,24 @@ class TestPuttingOff:
             cache.take(1)
             assert cache.footprint(owner) == 0, "not the oldest idle one"
 
-    @pytest.mark.interpreted_core("it replaces a method of the core to count its calls")
-    def test_each_pair_is_settled_once_a_spell(self, settled: list[Content]) -> None:
+    def test_each_pair_is_settled_once_a_spell(self) -> None:
         cache = cache_of(blocks=101, host_blocks=0)
         for owner in (A, B):
             table = hold(cache, SHARED) or cache.take(3)
             text = keys(owner[1], 40)
             cache.give_back([*table, *cache.take(40)], [*SHARED, *text], owner)
         cache.program_idle(A)
+        assert self.unsettled(cache) == 2
         push_out(cache, 30)
-        assert len(settled) == 30
+        assert self.unsettled(cache) == 1, "what A shares with B is newer"
+        cache.program_idle(A)
+        assert self.unsettled(cache) == 1, "the spell goes on"
+        cache.program_active(A)
         cache.program_ended(A)
         cache.program_ended(B)
+        assert self.unsettled(cache) == 2 + 2
         push_out(cache, 53)
-        assert len(settled) == 30 + (10 + 3) + (40 + 3)
+        assert self.unsettled(cache) == 0
 
 
 def test_a_program_that_retains_nothing_leaves_no_cycle_to_the_garbage_collector() -> None:
