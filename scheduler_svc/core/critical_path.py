@@ -8,7 +8,7 @@ parents: the paper's rule of one scalar. Source: Autellix section on ATLAS, p(c)
 + t(k)).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from scheduler_svc.core.config import ServiceUnit
 from scheduler_svc.core.ids import CallId
@@ -17,8 +17,10 @@ ENDS_OF_ANY_PROGRAM = 8
 ENDS_WHERE_PARENTS_ARE_NAMED = 1024
 
 
-class Path(NamedTuple):
-    """Service along a path of calls, in both units."""
+@dataclass(slots=True)
+class Path:
+    """Service along a path of calls, in both units. Nobody changes one: every call that ends makes one, and a
+    frozen one takes three times as long to make."""
 
     service_ps: int = 0
     cost_ps: int = 0

@@ -19,7 +19,7 @@ from functools import reduce
 
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.config import ServiceUnit
-from scheduler_svc.core.critical_path import NO_PATH, Path, PathEnds
+from scheduler_svc.core.critical_path import Path, PathEnds
 from scheduler_svc.core.errors import Refused
 from scheduler_svc.core.events import ProgramOpened
 from scheduler_svc.core.ids import CallId, ExecutorId, ProgramId, TenantId
@@ -68,7 +68,7 @@ class Program:
     """Of completed calls only: the PLAS counter. Invariant: <= service_ps."""
     completed_cost_ps: int = 0
     """The same in cost. Invariant: <= cost_ps."""
-    path: Path = NO_PATH
+    path: Path = field(default_factory=Path)
     """Longest path of completed calls: the ATLAS counter. Invariant: <= service_ps, cost_ps."""
     path_ends: PathEnds = field(default_factory=PathEnds)
     completed_waiting_s: float = 0.0

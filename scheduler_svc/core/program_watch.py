@@ -6,6 +6,9 @@
 
 Most agents never say that they end. So the KV of a program that has had no live call for `idle_kv_s` gives
 way before that of others, and after `idle_timeout_s` the program has ended: its KV is worth nothing then.
+
+Calls come and go all the time, so they do not move a program's timer. One that comes up too early, because
+calls have been live since it was set, is set again for the time that is right by then.
 """
 
 from collections.abc import Iterator
@@ -29,14 +32,14 @@ class ProgramWatch:
         self._idle_kv_s = min(config.idle_kv_s, config.idle_timeout_s)
 
     def __len__(self) -> int:
-        """Programs that are timed."""
+        """Programs with a timer: the quiet ones, and some that were quiet lately."""
         return len(self._timers)
 
     def call_arrived(self, program: Program) -> None:
         """A call of the program is live."""
-        self._timers.drop(program.key)
         if program.is_kv_idle:
             program.is_kv_idle = False
+            self._timers.drop(program.key)  # it is too late for the next wait
             for executor in self._executors_of(program):
                 executor.kv.program_active(program.key)
 
@@ -48,8 +51,14 @@ class ProgramWatch:
             self.end(program, ProgramState.ENDED)
         else:
             program.quiet_since_s = now
-            quiet_s = self._config.idle_timeout_s if program.is_kv_idle else self._idle_kv_s
-            self._timers.set(program.key, now + quiet_s)
+            if program.key not in self._timers:
+                self._timers.set(program.key, self._due_s(program))
+
+    def _due_s(self, program: Program) -> float:
+        """When a program that stays quiet is idle, or over if it is idle."""
+        return program.quiet_since_s + (
+            self._config.idle_timeout_s if program.is_kv_idle else self._idle_kv_s
+        )
 
     def end(self, program: Program, how: ProgramState) -> None:
         """Closes a program to further calls. Its KV stays worth something while calls of it are live."""
@@ -65,13 +74,14 @@ class ProgramWatch:
         end."""
         for key in self._timers.pop_due(now):
             program = self._table.get(*key)
-            if program is None:
+            if program is None or program.live_calls:
                 continue
-            if program.is_kv_idle:
-                self.end(program, ProgramState.TIMED_OUT)
-            else:
+            if self._due_s(program) <= now:
+                if program.is_kv_idle:
+                    self.end(program, ProgramState.TIMED_OUT)
+                    continue
                 self._kv_idled(program)
-                self._timers.set(key, program.quiet_since_s + self._config.idle_timeout_s)
+            self._timers.set(key, self._due_s(program))
 
     def _kv_idled(self, program: Program) -> None:
         program.is_kv_idle = True

@@ -123,6 +123,28 @@ class TestEnding:
         world.pass_time(0.1)
         assert look(world, "busy").state is ProgramState.TIMED_OUT
 
+    def test_each_wait_is_timed_from_the_end_of_the_last_call(self) -> None:
+        world = World(idle_kv_s=4.0, idle_timeout_s=100.0)
+        world.open("p")
+        program = world.core.table.known(TENANT, ProgramId("p"))
+        for waited_s in (0.0, 3.0, 5.0, 9.0):  # at once, while it waits, and twice when its KV is idle
+            world.pass_time(waited_s)
+            assert program.is_kv_idle is (waited_s > 4.0)
+            world.submit("p", max_tokens=5)
+            world.pass_time(3.0)  # a timer of an earlier wait comes up while the call runs, or soon after
+            world.run()
+            world.pass_time(3.75)
+            assert not program.is_kv_idle
+            world.pass_time(0.25)
+            assert program.is_kv_idle
+            world.submit("p", max_tokens=1)
+            world.run()
+        world.pass_time(99.75)
+        assert look(world, "p").state is ProgramState.IDLE
+        world.pass_time(0.25)
+        assert look(world, "p").state is ProgramState.TIMED_OUT
+        assert len(world.core.lifecycle.programs) == 0
+
     def test_ended_programs_are_listed_for_a_while(self) -> None:
         world = World(recent_programs_max=2)
         for program in ("a", "b", "c", "d"):
