@@ -47,7 +47,8 @@ class Column(Sequence[int]):
         """
         if len(packed) % 4:
             raise ValueError(f"an int32 column has a multiple of 4 bytes, this one has {len(packed)}")
-        column = cls(np.frombuffer(packed, dtype=_WIRE).astype(np.int32, copy=False))
+        array = np.frombuffer(packed, dtype=_WIRE)
+        column = cls(array if sys.byteorder == "little" else array.astype(np.int32))
         column._packed = packed
         return column
 

@@ -139,8 +139,10 @@ def _count(calls: Iterable[Call], counts: list[int]) -> None:
 
 def engine_snapshot(frontend: FrontendCalls, fleet: Fleet) -> EngineSnapshot:
     """Gauges for one frontend."""
-    blocks = sum(executor.kv.size for executor in fleet)
-    held = sum(executor.kv.held for executor in fleet)
+    blocks = held = 0
+    for executor in fleet:
+        blocks += executor.kv.size
+        held += executor.kv.held
     return EngineSnapshot(
         running=frontend.running,
         waiting=len(frontend.live) - frontend.running,
