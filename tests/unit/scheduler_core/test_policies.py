@@ -1,6 +1,7 @@
 """What every policy must do under every option, run over all of them; then what each promises."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -133,10 +134,10 @@ def _use(call: Call, unit: ServiceUnit, used_ps: int) -> None:
     program = call.program
     if unit is ServiceUnit.COST:
         program.cost_ps = program.completed_cost_ps = used_ps
-        program.path = program.path._replace(cost_ps=used_ps)
+        program.path = replace(program.path, cost_ps=used_ps)
     else:
         program.service_ps = program.completed_service_ps = used_ps
-        program.path = program.path._replace(service_ps=used_ps)
+        program.path = replace(program.path, service_ps=used_ps)
     call.entry_path = program.path
 
 
