@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos.autellix.program.v1 import program_pb2
 from protos.autellix.scheduler.v1 import scheduler_pb2
 from svc_runtime import healthcheck
-from svc_runtime.grpc_aio import CHANNEL_OPTIONS, GrpcServer, open_channel
+from svc_runtime.grpc_aio import CHANNEL_OPTIONS, SERVER_OPTIONS, GrpcServer, open_channel
 from svc_runtime.lifecycle import ExitCode, PortTaken
 from svc_runtime.rpc_errors import abort, parse_error
 
@@ -245,3 +245,37 @@ async def test_the_health_check_command_tells_serving_from_not(start, capsys):
 def test_the_health_check_command_wants_an_address(capsys):
     assert healthcheck.main([]) == ExitCode.USAGE
     assert "HOST:PORT" in capsys.readouterr().err
+
+
+# ── peers that say nothing ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def frozen_peer():
+    """host:port of one whose connections stand, and that answers nothing but the greeting: no PING either."""
+    gone = asyncio.Event()
+
+    async def listen(reader, writer):
+        writer.write(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # SETTINGS without content
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await gone.wait()
+
+
+async def test_a_frozen_peer_is_found_by_its_silence(frozen_peer):
+    soon = dict(CHANNEL_OPTIONS) | {"grpc.keepalive_time_ms": 50, "grpc.http2.ping_timeout_ms": 50}
+    async with grpc.aio.insecure_channel(frozen_peer, options=list(soon.items())) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/stream_stream", *reversed(CODEC))()
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            await call.read()
+    assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("options", [SERVER_OPTIONS, CHANNEL_OPTIONS], ids=["server", "channel"])
+def test_frozen_and_vanished_peers_have_the_same_time_to_answer(options):
+    limits = dict(options)
+    assert limits["grpc.http2.ping_timeout_ms"] == limits["grpc.keepalive_timeout_ms"] == 5_000
