@@ -17,13 +17,17 @@ ENDS_OF_ANY_PROGRAM = 8
 ENDS_WHERE_PARENTS_ARE_NAMED = 1024
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Path:
-    """Service along a path of calls, in both units. Nobody changes one: every call that ends makes one, and a
-    frozen one takes three times as long to make."""
+    """Service along a path of calls, in both units. Nobody changes one, and every call that ends makes one:
+    so it is made as `effects` are."""
 
-    service_ps: int = 0
-    cost_ps: int = 0
+    service_ps: int
+    cost_ps: int
+
+    def __init__(self, service_ps: int = 0, cost_ps: int = 0) -> None:
+        self.service_ps = service_ps
+        self.cost_ps = cost_ps
 
     def of(self, unit: ServiceUnit) -> int:
         """In one unit."""

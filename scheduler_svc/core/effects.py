@@ -1,18 +1,22 @@
 """What is to be done: the only outputs of the core.
 
 Effects are imperative, and nobody changes one. Those that every call or step causes are not frozen all the
-same: with keywords they are made in half the time of a frozen dataclass or a named tuple. The shell carries
-them out in the order in which they are returned; the order matters on each stream (announcements before the
-plan that names them, tokens before the end of their call).
+same, and write their `__init__` out: a frozen one is made in twice the time, and an `__init__` that the
+decorator makes cannot be compiled ahead of time. The shell carries effects out in the order in which they are
+returned; the order matters on each stream (announcements before the plan that names them, tokens before the
+end of their call).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from scheduler_svc.core.errors import Refusal
 from scheduler_svc.core.events import CallSpec
 from scheduler_svc.core.ids import BlockId, CallHandle, ExecutorId, FrontendId, StreamHandle
+
+_NO_PAYLOADS: Mapping[int, bytes] = MappingProxyType({})
 
 
 class FinishReason(Enum):
@@ -53,7 +57,7 @@ class Plan:
     """(host block, device block) copies done second."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class AnnounceCall:
     """Tell an executor about a call before a plan names it."""
 
@@ -63,13 +67,25 @@ class AnnounceCall:
     output_token_ids: Sequence[int]
     """All tokens generated so far, those of `call.output_token_ids` included."""
 
+    def __init__(
+        self, executor_id: ExecutorId, handle: CallHandle, call: CallSpec, output_token_ids: Sequence[int]
+    ) -> None:
+        self.executor_id = executor_id
+        self.handle = handle
+        self.call = call
+        self.output_token_ids = output_token_ids
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class SendPlan:
     """Send a plan to an executor."""
 
     executor_id: ExecutorId
     plan: Plan
+
+    def __init__(self, executor_id: ExecutorId, plan: Plan) -> None:
+        self.executor_id = executor_id
+        self.plan = plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +97,30 @@ class CloseExecutor:
     drained: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class EmitTokens:
     """Pass one step's tokens to a frontend. The columns have the same length."""
 
     frontend_id: FrontendId
     handles: Sequence[int]
     tokens: Sequence[int]
-    payloads: Mapping[int, bytes] = field(default_factory=dict)
+    payloads: Mapping[int, bytes]
     """index into `handles` -> opaque logprobs."""
 
+    def __init__(
+        self,
+        frontend_id: FrontendId,
+        handles: Sequence[int],
+        tokens: Sequence[int],
+        payloads: Mapping[int, bytes] = _NO_PAYLOADS,
+    ) -> None:
+        self.frontend_id = frontend_id
+        self.handles = handles
+        self.tokens = tokens
+        self.payloads = payloads
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class ReportStarted:
     """Tell a frontend that a call is in a plan for the first time."""
 
@@ -102,8 +130,16 @@ class ReportStarted:
     """Prompt tokens found in the prefix cache."""
     queued_s: float
 
+    def __init__(
+        self, frontend_id: FrontendId, handle: StreamHandle, cached_tokens: int, queued_s: float
+    ) -> None:
+        self.frontend_id = frontend_id
+        self.handle = handle
+        self.cached_tokens = cached_tokens
+        self.queued_s = queued_s
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class FinishCall:
     """Tell a frontend that a call ended."""
 
@@ -113,11 +149,33 @@ class FinishCall:
     service_s: float
     waiting_s: float
     preemptions: int
-    stop_token_id: int | None = None
-    error: Refusal | None = None
+    stop_token_id: int | None
+    error: Refusal | None
     """Set when reason is ERROR."""
-    output_tokens: int = 0
+    output_tokens: int
     """Tokens generated since it was submitted; those the client already had are not among them."""
+
+    def __init__(
+        self,
+        frontend_id: FrontendId,
+        handle: StreamHandle,
+        reason: FinishReason,
+        service_s: float,
+        waiting_s: float,
+        preemptions: int,
+        stop_token_id: int | None = None,
+        error: Refusal | None = None,
+        output_tokens: int = 0,
+    ) -> None:
+        self.frontend_id = frontend_id
+        self.handle = handle
+        self.reason = reason
+        self.service_s = service_s
+        self.waiting_s = waiting_s
+        self.preemptions = preemptions
+        self.stop_token_id = stop_token_id
+        self.error = error
+        self.output_tokens = output_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from scheduler_svc.core.lane.batch import Batch
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class PlannedRow:
-    """One call's share of a plan in flight. Nobody changes it once the plan is made."""
+    """One call's share of a plan in flight. Nobody changes it once the plan is made. Made as `effects`
+    are."""
 
     call: Call
     handle: CallHandle
@@ -23,8 +24,18 @@ class PlannedRow:
     """Tokens computed by this row. > 0."""
     samples: bool
     """Whether it reaches the newest token, and so samples the next one."""
-    slot: int = -1
+    slot: int
     """Where its call was seated in the columns, if the planner has such."""
+
+    def __init__(
+        self, call: Call, handle: CallHandle, start: int, count: int, samples: bool, slot: int = -1
+    ) -> None:
+        self.call = call
+        self.handle = handle
+        self.start = start
+        self.count = count
+        self.samples = samples
+        self.slot = slot
 
 
 @dataclass(slots=True)

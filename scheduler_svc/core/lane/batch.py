@@ -101,7 +101,7 @@ class BatchOrder:
     def batch(self) -> Batch:
         """The rows as they are now; the same object until something changes."""
         if self._batch is None:
-            self._batch = Batch(self._table, np.array(self._slots, np.int64))
+            self._batch = Batch(self._table, np.frombuffer(self._slots.tobytes(), np.int64))
         return self._batch
 
     def slots(self) -> list[int]:
