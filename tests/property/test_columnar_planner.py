@@ -26,6 +26,7 @@ from scheduler_svc.core.events import (
 )
 from scheduler_svc.core.ids import ExecutorId, FrontendId, ProgramId
 from scheduler_svc.core.lane import Lane
+from scheduler_svc.core.lane.lane import RESULTS_KEPT
 from tests.property.twin_world import TwinWorld
 from tests.unit.scheduler_core.obedient_executor import VOCAB_SIZE
 from tests.unit.scheduler_core.world import TENANT, executor_spec
@@ -203,7 +204,10 @@ class Traffic:
         self.world.look()
 
 
-@pytest.fixture(params=[4, 512])
+SHORT = pytest.param(4, marks=pytest.mark.interpreted_core("it replaces a class of the core"))
+
+
+@pytest.fixture(params=[SHORT, RESULTS_KEPT])
 def results_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """With a short ring tokens are fetched all the time."""
     kept: int = request.param
@@ -211,7 +215,6 @@ def results_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return kept
 
 
-@pytest.mark.interpreted_core("it replaces a class of the core")
 @pytest.mark.parametrize("seed", range(30))
 def test_the_plans_are_those_of_the_plain_planner(seed: int, results_kept: int) -> None:
     traffic = Traffic(seed * 1000 + results_kept)

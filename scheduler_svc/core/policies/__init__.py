@@ -34,4 +34,4 @@ def make_policy(config: CoreConfig, history: ServiceHistory | None = None) -> Po
     """
     if config.policy not in POLICIES:
         raise BadOption("policy", f"one of {', '.join(POLICIES)}", config.policy)
-    return POLICIES[config.policy](config, history or ServiceHistory())
+    return POLICIES[config.policy](config, ServiceHistory() if history is None else history)

@@ -216,12 +216,14 @@ class TestInTheCore:
             world.feed(ProgramEnded(tenant=TENANT, program_id=ProgramId("p")))
         assert len(added) == 1
 
-    def test_what_was_learned_under_another_policy_is_used(self) -> None:
-        world = World(policy="fcfs")
+    @pytest.mark.parametrize("policy", ["gittins", "fcfs"])
+    def test_what_was_learned_is_used_under_whichever_policy_it_was(self, policy: str) -> None:
+        world = World(policy=policy)
         for number in range(20):
             self.run_program(world, f"long-{number}", 40, class_name="long", single_call=False)
             world.feed(ProgramEnded(tenant=TENANT, program_id=ProgramId(f"long-{number}")))
-        world.feed(PolicyChanged(changes={"policy": "gittins"}))
+        if policy != "gittins":
+            world.feed(PolicyChanged(changes={"policy": "gittins"}))
         for class_name in ("long", "new"):
             world.open(class_name, class_name=class_name)
         levels = [world.core.program(TENANT, ProgramId(name)).level for name in ("long", "new")]  # type: ignore[union-attr]
