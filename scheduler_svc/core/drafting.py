@@ -12,8 +12,6 @@ Why a planner never gets stuck: the first running call in order can take every b
 alone each call fits, because it was checked at the door.
 """
 
-from dataclasses import dataclass, field
-
 from scheduler_svc.core import call_kv
 from scheduler_svc.core.call import Call
 from scheduler_svc.core.executor import Executor, Misfit
@@ -26,26 +24,26 @@ _MISFIT_STEPS = 16
 """A call that did not fit is looked at again after this many steps, or as soon as more memory is free."""
 
 
-@dataclass(slots=True)
 class Draft:
     """A plan that is being put together."""
 
-    executor: Executor
-    prefill_tokens_left: int
-    admitting: bool = True
-    """Cleared by the first waiting call that does not fit."""
-    preempted: set[Call] = field(default_factory=set)
-    """Not started again within the plan. Only asked, never walked."""
-    passed: set[Call] = field(default_factory=set)
-    """Waiting calls that did not fit."""
-    rows: dict[Call, PlannedRow] = field(default_factory=dict)
-    """In the order in which they were given."""
-    new_blocks: dict[Call, list[BlockId]] = field(default_factory=dict)
-    """Blocks that a call got with its row, where it got any."""
-    steady: list[Call] = field(default_factory=list)
-    """Calls without a row of their own, in the lane, that got a block."""
-    steady_blocks: list[BlockId] = field(default_factory=list)
-    """Those blocks."""
+    def __init__(self, executor: Executor, prefill_tokens_left: int) -> None:
+        self.executor = executor
+        self.prefill_tokens_left = prefill_tokens_left
+        self.admitting = True
+        """Cleared by the first waiting call that does not fit."""
+        self.preempted: set[Call] = set()
+        """Not started again within the plan. Only asked, never walked."""
+        self.passed: set[Call] = set()
+        """Waiting calls that did not fit."""
+        self.rows: dict[Call, PlannedRow] = {}
+        """In the order in which they were given."""
+        self.new_blocks: dict[Call, list[BlockId]] = {}
+        """Blocks that a call got with its row, where it got any."""
+        self.steady: list[Call] = []
+        """Calls without a row of their own, in the lane, that got a block."""
+        self.steady_blocks: list[BlockId] = []
+        """Those blocks."""
 
 
 class Drafter:

@@ -67,6 +67,8 @@ class ColumnsInFlight(StepInFlight):
         batch: "Batch",
         samplers: "Batch",
     ) -> None:
-        super().__init__(step, rows, features)
+        self.step = step
+        self.rows = rows
+        self.features = features
         self.batch = batch
         self.samplers = samplers
