@@ -96,7 +96,8 @@ class Eviction:
         else:
             self._store.retention.resize(run, -count)
             blocks = self._device.shorten(run, count)
-            self._store.cancel_ins(blocks)
+            if self._ins:
+                self._store.cancel_ins(blocks)
         return blocks[::-1]
 
     def _move_or_drop(self, run: Run, standing: Standing) -> list[BlockId]:
@@ -157,5 +158,4 @@ class Eviction:
         self._store.cancel_outs(room)
         self._store.retention.resize(run, -count)
         run.shorten(count)
-        self._host.relist(run)
         return room

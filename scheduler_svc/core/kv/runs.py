@@ -120,7 +120,8 @@ class Run:
         """The host block of each key; None: it is on the device only."""
         self.stamp = 0
         """When its tail was used last: uses of blocks are counted, so each block has a stamp of its own, one
-        more than the block behind it."""
+        more than the block behind it. A run that has lost its tail keeps the stamp: that makes it no older
+        than others."""
         self.holders = 0
         """Calls that hold its device blocks."""
         self.pins = 0
@@ -166,13 +167,12 @@ class Run:
         return head
 
     def shorten(self, count: int) -> None:
-        """Drops its last blocks, but not all."""
+        """Drops its last blocks, but not all. It keeps its place in all lists."""
         del self.keys[-count:]
         if self.device is not None:
             del self.device[-count:]
         if self.host is not None:
             del self.host[-count:]
-        self.stamp += count
 
 
 class Found:

@@ -132,7 +132,8 @@ class Store:
     def leave_device(self, run: Run) -> list[BlockId]:
         """Takes a run off its device blocks. Returns: them."""
         blocks = self.device.remove(run)
-        self.cancel_ins(blocks)
+        if self.swaps.ins:
+            self.cancel_ins(blocks)
         return blocks
 
     def leave_host(self, run: Run) -> list[BlockId]:
@@ -145,7 +146,8 @@ class Store:
     def note_in(self, run: Run, blocks: list[BlockId]) -> None:
         """Device blocks that a call holds are to receive a run that is on the host only."""
         assert run.host is not None, "a run lies in some tier"
-        self.cancel_ins(blocks)
+        if self.swaps.ins:
+            self.cancel_ins(blocks)
         for block, host in zip(blocks, run.host, strict=True):
             self.swaps.ins[block] = host
             self.host.reading[host] = None
@@ -161,18 +163,16 @@ class Store:
 
     def cancel_ins(self, blocks: Sequence[BlockId]) -> None:
         """What noted copies would bring to these device blocks is not needed there any more."""
-        if self.swaps.ins:
-            for block in blocks:
-                host = self.swaps.ins.pop(block, None)
-                if host is not None:
-                    self.host.read_done(host)
+        for block in blocks:
+            host = self.swaps.ins.pop(block, None)
+            if host is not None:
+                self.host.read_done(host)
 
     def cancel_outs(self, blocks: Sequence[BlockId]) -> None:
         """Copies to these host blocks are not needed, unless they are read; then they are."""
-        if self.swaps.outs:
-            for block in blocks:
-                if block not in self.host.reading:
-                    self.swaps.outs.pop(block, None)
+        for block in blocks:
+            if block not in self.host.reading:
+                self.swaps.outs.pop(block, None)
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────
 

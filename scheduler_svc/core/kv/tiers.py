@@ -87,7 +87,6 @@ class DeviceTier:
         blocks = run.device[-count:]
         run.shorten(count)
         self.unheld -= count
-        self.lapse(run)
         return blocks
 
     def remove(self, run: Run) -> list[BlockId]:

@@ -238,6 +238,20 @@ class TestHost:
         push_out(cache, 1)
         assert on_host(cache, [*OLD, *NEW]) == OLD
 
+    def test_of_two_idle_programs_it_keeps_the_content_that_is_newer(self) -> None:
+        cache = cache_of(blocks=4, host_blocks=2)
+        new = keys("new", 2)
+        keep(cache, OLD, A)
+        keep(cache, new, B)
+        cache.expel(new)
+        cache.program_idle(A)
+        cache.program_idle(B)
+        part = cache.find(new[:1])
+        cache.hold(part)
+        cache.let_go(part)
+        push_out(cache, 1)
+        assert on_host(cache, [*OLD, *new]) == new
+
     def test_contents_of_ended_programs_leave_the_host_first(self) -> None:
         cache = cache_of(blocks=4, host_blocks=2)
         texts = [keys(name, 1) for name in "abc"]

@@ -150,6 +150,29 @@ class TestCutting:
         assert (cache.evicted, cache.footprint(A)) == (1, 5)
         cache.check([])
 
+    @pytest.mark.parametrize("what", ["evict", "expel", "expel to less", "drop", "copy"])
+    def test_where_runs_were_cut_makes_no_difference(self, what: str) -> None:
+        def outcome(*, cut: bool) -> object:
+            cache = cache_of(blocks=13, host_blocks=4 if what == "expel to less" else 6)
+            copy = cache.take(6)
+            keep(cache, TEXT)
+            part, whole = cache.find(TEXT[:2]), cache.find(TEXT)
+            for found in (part, whole) if cut else (whole,):
+                cache.hold(found)
+            for found in (part, whole) if cut else (whole,):
+                cache.let_go(found)
+            assert len(runs(cache)) == 1 + cut
+            if what == "copy":
+                cache.give_back(copy, TEXT, A)
+            elif what == "evict":
+                cache.take(5)
+            else:
+                getattr(cache, what.split()[0])(TEXT)
+            kept = sorted(cache.contents(), key=lambda content: content[0])
+            return kept, cache.drain_swaps(), cache.take(cache.plain)
+
+        assert outcome(cut=True) == outcome(cut=False)
+
 
 class TestDepartures:
     def test_what_two_calls_share_is_free_when_both_have_left(self) -> None:

@@ -155,6 +155,23 @@ class TestPrivateTails:
         assert cache.drain_swaps() == ((), ()), "the block is not written for who does not hold it any more"
         assert cache.host_plain == 6
 
+    @pytest.mark.parametrize("how", ["evicted", "expelled"])
+    def test_what_stands_beside_it_is_copied(self, how: str) -> None:
+        cache = swapped(list(self.TAIL), blocks=4)
+        computed = cache.take(1)
+        cache.drain_swaps()
+        table = hold(cache, self.TAIL)
+        cache.own(self.TAIL)
+        cache.give_back([table[0], *computed, table[1]], TEXT, A)
+        if how == "evicted":
+            cache.take(3)
+        else:
+            cache.expel(TEXT)
+        assert on_host(cache, TEXT) == TEXT[1:2]
+        assert on_device(cache, TEXT) == ([] if how == "evicted" else [TEXT[0], TEXT[2]])
+        outs, _ = cache.drain_swaps()
+        assert [device for device, _ in outs] == computed
+
     def test_the_block_of_such_a_tail_may_be_the_target_of_another_copy(self) -> None:
         cache = swapped(TEXT, list(self.TAIL), blocks=6)
         table = hold(cache, self.TAIL)
