@@ -37,51 +37,42 @@ class Store:
             keys: From the root on. Shape: (blocks,).
             program: What it alone retains may grow.
         """
-        index, runs = self.index, list[Run]()
+        runs: list[Run] = []
         at, end = 0, len(keys)
         while at < end:
-            run = index.by_first.get(keys[at])
+            run = self.index.by_first.get(keys[at])
             if run is None:
-                upto = index.unknown_upto(keys, at)
-                self._extend(runs, [*keys[at:upto]], [*blocks[at:upto]], blocks[at - 1], program)
-                at = upto
-                continue
-            count = run.agreement(keys, at)
-            if count < len(run.keys):
-                run = self.cut(run, count)
-            upto = at + count
-            if run.device is None:
-                run.device, run.holders = [*blocks[at:upto]], 1
-            runs.append(run)
+                upto = self.index.unknown_upto(keys, at)
+                new_keys, new_blocks = [*keys[at:upto]], [*blocks[at:upto]]
+                if runs and _can_grow(runs[-1], blocks[at - 1], program):
+                    self._grow(runs[-1], new_keys, new_blocks)
+                else:
+                    runs.append(self._begin(new_keys, new_blocks))
+            else:
+                run = self.index.upto(run, run.agreement(keys, at))
+                upto = at + len(run.keys)
+                if run.device is None:
+                    run.device, run.holders = [*blocks[at:upto]], 1
+                runs.append(run)
             at = upto
         return runs
 
-    def _extend(
-        self,
-        runs: list[Run],
-        keys: list[Key],
-        blocks: list[BlockId],
-        before: BlockId,
-        program: Retainer | None,
-    ) -> None:
-        """Names blocks of one call: the last of its runs grows, if it alone holds it; or they are a new run.
-
-        Args:
-            before: The call's block before them, if there is one.
-        """
-        last = runs[-1] if runs else None
-        if last is not None and _can_grow(last, before, program):
-            if last.retainers:
-                self.retention.resize(last, len(blocks))
-            last.keys += keys
-            last.device += blocks  # type: ignore[operator]  # it lies there
-            self.stamp(last)
-            return
+    def _begin(self, keys: list[Key], blocks: list[BlockId]) -> Run:
+        """A new run in blocks that one call holds."""
         run = Run(keys, blocks)
         run.holders = 1
         self.stamp(run)
         self.index.add(run)
-        runs.append(run)
+        return run
+
+    def _grow(self, run: Run, keys: list[Key], blocks: list[BlockId]) -> None:
+        """The call that alone holds a run has computed on."""
+        assert run.device is not None, "it lies there"
+        if run.retainers:
+            self.retention.resize(run, len(blocks))
+        run.keys += keys
+        run.device += blocks
+        self.stamp(run)
 
     def stamp(self, run: Run) -> None:
         """A run is used now, its tail first."""
@@ -201,16 +192,16 @@ class Store:
         assert not set(self.host.plain) & set(self.swaps.ins.values()), "a block is free and read"
 
 
-def _can_grow(run: Run, tail: BlockId, program: Retainer | None) -> bool:
+def _can_grow(run: Run, block: BlockId, program: Retainer | None) -> bool:
     """Whether one call alone holds a run, which no other program retains and which is on the device only.
 
     Args:
-        tail: The call's block, if it holds the run.
+        block: The block of the call that holds what the run ends with, or a copy of it.
     """
     return (
         run.holders == 1
         and run.host is None
         and run.device is not None
-        and run.device[-1] == tail
+        and run.device[-1] == block
         and (run.retainers is NOBODY or (program is not None and run.retainers is program.alone))
     )
