@@ -1,8 +1,9 @@
 """Compiles the scheduling core ahead of time: `python -m scripts.compile_core`, into build/compiled/.
 
-mypyc turns the typed sources of `scheduler_svc/core` into C, the machine's C compiler turns that into one
-library. It takes less than a minute and is done again only when something that goes in has changed. The tree
-is left alone: what the copy looks like and who loads it, says `scripts.compiled_core`.
+mypyc turns the typed sources of the core, and of what each step does besides, into C, and the machine's C
+compiler turns that into one library. It takes about a minute and is done again only when something that goes
+in has changed. The tree is left alone: what the copy looks like and who loads it, says
+`scripts.compiled_core`.
 
 The copy is made in a directory beside the final one, every module of it is loaded once, and only then does it
 take the place of the one before. Exit codes: 0, done or nothing to do; 1, it cannot be made.
@@ -21,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scripts import compiled_core
-from scripts.compiled_core import COPY, PACKAGE, ROOT, SHARED, STAMP
+from scripts.compiled_core import COPY, PACKAGES, PROTOS, ROOT, STAMP
 
 LIBRARY = "autellix_core"
 SET_UP = """\
@@ -29,7 +30,7 @@ from mypyc.build import mypycify
 from setuptools import setup
 
 extensions = mypycify(
-    ["--config-file=", "--cache-dir={cache}", *{modules!r}],
+    ["--config-file=", "--cache-dir={cache}", "--ignore-missing-imports", *{modules!r}],
     opt_level="{level}",
     debug_level="0",
     group_name="{library}",
@@ -112,16 +113,12 @@ def compile_core(out: Path = COPY) -> None:
 
 
 def _copy_sources(work: Path) -> None:
-    for path in (*compiled_core.modules(), *SHARED):
+    for path in compiled_core.modules():
         (work / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, work / path)
-    for package in _packages_around(work):
-        (package / "__init__.py").touch()
-
-
-def _packages_around(work: Path) -> list[Path]:
-    """Packages that what is compiled lies in and imports from; while it is compiled they are empty."""
-    return [work / PACKAGE, *(work / path.parent for path in SHARED)]
+    for package in PACKAGES:
+        (work / package / "__init__.py").touch()  # what is linked later is not looked at
+    (work / PROTOS).symlink_to(ROOT / PROTOS)
 
 
 def _build(work: Path) -> None:
@@ -158,13 +155,12 @@ def _wait_telling(child: subprocess.Popen[bytes], log: Path, modules: int) -> in
 
 
 def _link_the_rest(work: Path) -> None:
-    """Everything of the package but the core is the tree's. Links are relative: the tree may move."""
-    for path in SHARED:
-        shutil.rmtree(work / path.parent)
-    (work / PACKAGE / "__init__.py").unlink()
-    for name in compiled_core.linked():
-        target = os.path.relpath(ROOT / PACKAGE / name, work / PACKAGE)
-        (work / PACKAGE / name).symlink_to(target)
+    """Everything else of the packages is the tree's. Links are relative: the tree may move."""
+    (work / PROTOS).unlink()
+    for package in PACKAGES:
+        (work / package / "__init__.py").unlink()
+    for path in compiled_core.linked():
+        (work / path).symlink_to(os.path.relpath(ROOT / path, (work / path).parent))
 
 
 def _check(work: Path) -> None:

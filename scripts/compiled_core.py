@@ -1,12 +1,14 @@
 """The compiled copy of the scheduling core: what it consists of, whether it is up to date, and who loads it.
 
-`scripts.compile_core` makes it, apart from the tree, so that sources are what tests and debuggers see:
+Compiled are the core and what each step does besides: the translation of its messages. `scripts.compile_core`
+makes the copy, apart from the tree, so that sources are what tests and debuggers see:
 
     build/compiled/
-      scheduler_svc/core/    the core's sources, and beside each the extension that is loaded in its place
-      scheduler_svc/*        links to everything else of the package in the tree
-      *.so                   the machine code of all those extensions
-      fingerprint.txt        of what it was made from
+      scheduler_svc/core/              the core's sources, and beside each the extension loaded instead
+      scheduler_svc/shell/*_wire.py    the same; all of it: `modules`
+      scheduler_svc/*, svc_runtime/*   links to everything else of these packages in the tree
+      *.so                             the machine code of all those extensions
+      fingerprint.txt                  of what it was made from
 
 A process loads the copy when `environment` is in its environment: Python then looks there before it looks
 into the tree, and PYTHONSAFEPATH keeps `python -m` from putting the working directory first. Children inherit
@@ -26,10 +28,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPY = ROOT / "build" / "compiled"
-PACKAGE = Path("scheduler_svc")
-CORE = PACKAGE / "core"
-SHARED = (Path("svc_runtime/block_hashes.py"),)
-"""Modules that the core imports from elsewhere; they stay interpreted, but their types are compiled in."""
+CORE = Path("scheduler_svc/core")
+BESIDES = (
+    Path("scheduler_svc/shell/executor_wire.py"),
+    Path("scheduler_svc/shell/frontend_wire.py"),
+    Path("scheduler_svc/shell/output_columns.py"),
+    Path("svc_runtime/block_hashes.py"),
+    Path("svc_runtime/columns.py"),
+)
+"""What is compiled besides the core: every step goes through it."""
+PACKAGES = tuple(dict.fromkeys(path for module in (CORE, *BESIDES) for path in module.parents[-2::-1]))
+"""Packages of which the copy holds a part; the rest are links. Outer ones first."""
+PROTOS = Path("protos")
+"""Types of the messages; nothing of it is compiled."""
 STAMP = "fingerprint.txt"
 BUILDERS = (Path("scripts/compile_core.py"), Path("scripts/compiled_core.py"))
 
@@ -102,7 +113,8 @@ def fingerprint(root: Path = ROOT) -> str:
 
 def modules(root: Path = ROOT) -> list[Path]:
     """The sources to compile, relative to the root."""
-    return sorted(path.relative_to(root) for path in (root / CORE).rglob("*.py"))
+    core = (path.relative_to(root) for path in (root / CORE).rglob("*.py"))
+    return sorted([*core, *BESIDES])
 
 
 def module_names(root: Path = ROOT) -> list[str]:
@@ -110,17 +122,19 @@ def module_names(root: Path = ROOT) -> list[str]:
     return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in modules(root)]
 
 
-def linked(root: Path = ROOT) -> list[str]:
-    """Names in the package that the copy only links to."""
-    names = (path.name for path in (root / PACKAGE).iterdir())
-    return sorted(name for name in names if name not in (CORE.name, "__pycache__"))
+def linked(root: Path = ROOT) -> list[Path]:
+    """What the copy only links to, relative to the root."""
+    copied = {CORE, *PACKAGES, *BESIDES}
+    entries = (path.relative_to(root) for package in PACKAGES for path in (root / package).iterdir())
+    return sorted(path for path in entries if path not in copied and path.name != "__pycache__")
 
 
 def _facts(root: Path) -> Iterable[bytes]:
     yield str(sysconfig.get_config_var("EXT_SUFFIX")).encode()
     yield _compiler_version().encode()
-    yield from (name.encode() for name in linked(root))
-    for path in (*modules(root), *SHARED, *BUILDERS):
+    yield from (str(path).encode() for path in linked(root))
+    protos = sorted(path.relative_to(root) for path in (root / PROTOS).rglob("*.proto"))
+    for path in (*modules(root), *protos, *BUILDERS):
         yield str(path).encode()
         yield (root / path).read_bytes()
 

@@ -36,7 +36,7 @@ vllm_needs="pydantic pydantic_core annotated-types typing-inspection typing_exte
  prometheus-fastapi-instrumentator>=8 depyf==0.20.0 astor dill watchfiles gguf xgrammar==0.2.8 apache-tvm-ffi==0.1.11
  llguidance>=1.7,<1.8 oss-harmony model-hosting-container-standards<1 jmespath supervisor"
 # What our services import; versions as locked.
-our_needs=$(grep -iE '^(grpcio|grpcio-health-checking|grpcio-reflection|grpcio-status|grpcio-tools|googleapis-common-protos|protobuf|structlog|uvloop|prometheus_client|pydantic-settings|python-dotenv|sortedcontainers|psutil|aiohttp|attrs|idna|filelock|aiosignal|aiohappyeyeballs|frozenlist|multidict|propcache|yarl|rich|setuptools)==' \
+our_needs=$(grep -iE '^(grpcio|grpcio-health-checking|grpcio-reflection|grpcio-status|grpcio-tools|googleapis-common-protos|protobuf|structlog|uvloop|prometheus_client|pydantic-settings|python-dotenv|psutil|aiohttp|attrs|idna|filelock|aiosignal|aiohappyeyeballs|frozenlist|multidict|propcache|yarl|rich|setuptools)==' \
   "$here/../../requirements/cpu.lock")
 # shellcheck disable=SC2086
 $pip install -q --no-deps --no-compile --upgrade $target --target "$site" $vllm_needs $our_needs 2>&1 |

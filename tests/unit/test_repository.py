@@ -14,7 +14,7 @@ SERVICES = ("frontend_svc", "scheduler_svc", "executor_svc")
 OURS = {*SERVICES, "svc_runtime", "protos", "sim", "bench", "demo", "tests", "scripts"}
 HEAVY = {"vllm", "torch", "transformers", "numpy"}
 
-CORE_LIBRARIES = {"sortedcontainers", "numpy"}
+CORE_LIBRARIES = {"numpy"}
 CORE_SHARES = ("svc_runtime.block_hashes",)
 """Frontends hash prompts as the core does; the module is as pure as the core."""
 IMPURE = {

@@ -12,7 +12,7 @@ CORE = Path(scheduler_svc.core.__file__).parent
 FILES = sorted(CORE.rglob("*.py"))
 ALLOWED = {
     "array", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "itertools",
-    "math", "operator", "statistics", "sys", "types", "typing", "numpy", "sortedcontainers",
+    "math", "operator", "statistics", "sys", "types", "typing", "numpy",
 }  # fmt: skip
 SHARED = "svc_runtime.block_hashes"
 """Frontends hash prompts as the core does."""
