@@ -15,6 +15,7 @@ import gc
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
+from typing import Any
 
 from bench.core_load import (
     BLOCK_SIZE,
@@ -77,6 +78,12 @@ class Side:
         )
         self._responder = Responder()
         self._columns = OutputColumns()
+        self._collect: dict[type, Callable[[Any], None]] = {
+            EmitTokens: self._columns.emit,
+            FinishCall: self._columns.finished,
+            ReportStarted: self._columns.started,
+        }
+        """By the effect's type, as the scheduler's router does it."""
         self._max_tokens = load.max_tokens()
         self._programs = live
         self._submitted = 0
@@ -167,12 +174,8 @@ class Side:
 
     def _relay(self, effects: Sequence[Effect]) -> bytes:
         for effect in effects:
-            if isinstance(effect, EmitTokens):
-                self._columns.emit(effect)
-            elif isinstance(effect, FinishCall):
-                self._columns.finished(effect)
-            elif isinstance(effect, ReportStarted):
-                self._columns.started(effect)
+            if (collect := self._collect.get(type(effect))) is not None:
+                collect(effect)
         status = frontend_wire.engine_status(self._core.engine_status(FRONTEND))
         return self._columns.take(status).SerializeToString()
 
@@ -186,12 +189,17 @@ class Side:
 
 def _encode(effects: Sequence[Effect]) -> Iterator[bytes]:
     """Messages to the executor in order, as its session sends them: announcements, then the plan."""
-    announcements = [effect for effect in effects if isinstance(effect, AnnounceCall)]
+    announcements: list[AnnounceCall] = []
+    plans: list[SendPlan] = []
+    for effect in effects:
+        if type(effect) is AnnounceCall:
+            announcements.append(effect)
+        elif type(effect) is SendPlan:
+            plans.append(effect)
     if announcements:
         yield executor_wire.calls_announced(announcements).SerializeToString()
-    for effect in effects:
-        if isinstance(effect, SendPlan):
-            yield executor_wire.plan_response(effect.plan).SerializeToString()
+    for sent in plans:
+        yield executor_wire.plan_response(sent.plan).SerializeToString()
 
 
 def _executor(load: Load) -> ExecutorSpec:
