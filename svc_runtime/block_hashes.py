@@ -20,6 +20,9 @@ DIGEST_BYTES = 16
 _TOKEN = "i"
 _SWAP = sys.byteorder == "big"
 
+_BLANK = blake2b(digest_size=DIGEST_BYTES)
+"""Copied for each block: a third cheaper than a new one."""
+
 assert array(_TOKEN).itemsize == 4, "this platform's C int is not 32 bits wide"
 
 
@@ -46,7 +49,9 @@ def extend_hashes(
     content = _packed(tokens[first * block_size : blocks * block_size])
     block_bytes = len(content) // (blocks - first)
     for start in range(0, len(content), block_bytes):
-        parent = blake2b(parent + content[start : start + block_bytes], digest_size=DIGEST_BYTES).digest()
+        block = _BLANK.copy()
+        block.update(parent + content[start : start + block_bytes])
+        parent = block.digest()
         hashes.append(parent)
 
 
@@ -72,9 +77,9 @@ def unpack_digests(packed: bytes) -> list[bytes]:
     return [packed[start : start + DIGEST_BYTES] for start in range(0, len(packed), DIGEST_BYTES)]
 
 
-def _packed(tokens: Sequence[int]) -> memoryview:
-    """Tokens as little-endian int32, sliced without copies."""
+def _packed(tokens: Sequence[int]) -> bytes:
+    """Tokens as little-endian int32."""
     content = array(_TOKEN, tokens)
     if _SWAP:
         content.byteswap()
-    return memoryview(content).cast("B")
+    return content.tobytes()
