@@ -1,7 +1,7 @@
 """One gRPC stream a connection, for load generators: what `grpc.aio` does on a client's side, for little CPU.
 
-Theory of operation. With `grpc.aio` a message costs its sender and its receiver about 100 us each, most of it
-in threads and wake-ups. A load generator that stands for 32 executors cannot afford that on the machine whose
+Theory of operation. With `grpc.aio` a message and its answer cost each side about 100 us, most of it in
+threads and wake-ups. A load generator that stands for 32 executors cannot afford that on the machine whose
 other half it measures. So a `LeanChannel` speaks HTTP/2 itself, as far as one bidirectional stream needs it,
 on the event loop's own sockets. On the wire it is a gRPC client like any other: framing, flow control both
 ways, answers to SETTINGS and PING, the peer's token.
@@ -10,8 +10,10 @@ ways, answers to SETTINGS and PING, the peer's token.
                       ├─ SETTINGS, PING: answered      WINDOW_UPDATE: room for write()
                       └─ HEADERS that end the stream, RST_STREAM, GOAWAY: over
 
-What it leaves out: header compression (headers of the peer are not read, so an error's text is not known: a
-stream that the peer ends counts as ended in good order), compressed messages, padding, TLS, second streams.
+What it leaves out: header compression (headers of the peer are not read, so neither a status nor an error's
+text is known: a stream that the peer ends counts as ended in good order), compressed messages, padding, TLS,
+PINGs of its own, second streams, several writers or readers at once. The stream opens with the first `write`.
+A GOAWAY ends it at once.
 """
 
 import asyncio
@@ -175,7 +177,6 @@ class LeanCall(asyncio.Protocol):
             await loop.create_connection(lambda: self, host, int(port))
         except OSError as error:
             self._finish(str(error))
-            return
 
     async def _wait_for_room(self, wanted: int) -> int:
         """Takes room for the next frame; returns its bytes."""

@@ -2,9 +2,11 @@
 
 Imports grpc, structlog, pydantic and prometheus_client; never a service, never vllm or torch.
 
-gRPC reads its switches while it is loaded, so they are set here, and each service imports this package before
-anything else. Its event engine hands every message from thread to thread; polled by the thread that waits for
-completions, as gRPC did before, a message on a stream costs each side a third less CPU and keeps its latency.
+gRPC reads its switches while it is loaded, so they are set here, and each package that uses gRPC imports this
+one before anything else. Its event engine hands every message from thread to thread; without it the thread
+that waits for completions polls the sockets, as gRPC did before, for less CPU (figures in
+docs/adr/0010-grpc-without-its-event-engine.md). A program that loaded gRPC earlier keeps the event engine,
+and works all the same.
 """
 
 import os

@@ -66,7 +66,9 @@ class FrontendSession:
         Args:
             frontend_id: the core's name for this stream.
             name: the frontend's own, stable name.
+            backlog_bytes_max: what may be collected before the frontend is cut off.
             status: gauges to send along with outputs.
+            clock: tells when outputs are due.
         """
         self.frontend_id = frontend_id
         self.name = name
@@ -172,7 +174,7 @@ class FrontendSession:
                     await write(self._messages.popleft())
                 elif self._clock.now() < self._outputs_due_s:
                     await self._clock.sleep(OUTPUTS_APART_S)
-                    self._outputs_due_s = -math.inf
+                    self._outputs_due_s = -math.inf  # also if the timer rang a little early
                 else:
                     await write(self._take_outputs())
             if not self._filled.is_set():

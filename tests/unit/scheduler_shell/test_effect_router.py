@@ -173,6 +173,36 @@ async def test_outputs_that_follow_each_other_closely_share_a_message() -> None:
     writer.cancel()
 
 
+async def test_outputs_that_wait_count_and_go_with_a_frontend_that_is_cut_off() -> None:
+    clock, tokens = ManualClock(), EmitTokens(frontend_id=FRONTEND, handles=[1] * 100, tokens=[1] * 100)
+    session = FrontendSession(
+        frontend_id=FRONTEND,
+        name="f",
+        backlog_bytes_max=1_000,
+        status=lambda _: pb.EngineStatus(),
+        clock=clock,
+    )
+    sent: list[pb.ConnectResponse] = []
+
+    async def write(message: pb.ConnectResponse) -> None:
+        sent.append(message)
+
+    writer = asyncio.create_task(session.write_to(write))
+    session.emit(tokens)
+    await session.wait_written()
+    session.emit(tokens)
+    await until(lambda: clock.sleeping_for(OUTPUTS_APART_S))
+    session.emit(tokens)
+    assert session.end.cause.startswith("PEER_TOO_SLOW")
+    assert session.backlog_bytes == 0
+    await session.wait_written()
+    clock.advance(OUTPUTS_APART_S)
+    session.emit(tokens)
+    await asyncio.sleep(0)
+    assert len(sent) == 1
+    writer.cancel()
+
+
 async def test_announcements_in_a_row_share_a_message_and_stay_before_their_plan() -> None:
     async with Stage() as stage:
         stage.router.carry_out([announcement(1), announcement(2), plan(1), announcement(3), plan(2)])

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from contextlib import suppress
 
 import grpc
@@ -12,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.autellix.program.v1 import program_pb2
 from protos.autellix.scheduler.v1 import scheduler_pb2
-from svc_runtime import healthcheck
+from svc_runtime import grpc_aio, healthcheck
 from svc_runtime.grpc_aio import CHANNEL_OPTIONS, SERVER_OPTIONS, GrpcServer, open_channel
 from svc_runtime.lifecycle import ExitCode, PortTaken
 from svc_runtime.rpc_errors import abort, parse_error
@@ -279,3 +282,62 @@ async def test_a_frozen_peer_is_found_by_its_silence(frozen_peer):
 def test_frozen_and_vanished_peers_have_the_same_time_to_answer(options):
     limits = dict(options)
     assert limits["grpc.http2.ping_timeout_ms"] == limits["grpc.keepalive_timeout_ms"] == 5_000
+
+
+BUSY_S = 3
+BUSY_PEER = f"""
+import asyncio, ctypes, os, signal, sys
+from svc_runtime.grpc_aio import open_channel
+
+def hold_the_gil():
+    ctypes.PyDLL(None).sleep({BUSY_S})
+
+def freeze():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+async def main(address, pause):
+    async with open_channel(address) as channel:
+        call = channel.stream_stream("/{SERVICE}/echo")()
+        await call.write(b"before")
+        await call.read()
+        globals()[pause]()
+        await call.write(b"after")
+        await call.read()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("pause", ["hold_the_gil", "freeze"])
+async def test_a_peer_whose_python_stands_still_keeps_its_stream_and_a_frozen_one_does_not(
+    start, monkeypatch, pause
+):
+    """gRPC answers pings on a thread of its own that needs no GIL: a model may load for any time."""
+    heard, over = [], asyncio.Event()
+
+    async def echo(requests, context):
+        try:
+            async for request in requests:
+                heard.append(request)
+                await context.write(request)
+        finally:
+            over.set()
+
+    soon = {
+        "grpc.keepalive_time_ms": 100,
+        "grpc.keepalive_timeout_ms": 1000,
+        "grpc.http2.ping_timeout_ms": 1000,
+    }
+    monkeypatch.setattr(grpc_aio, "SERVER_OPTIONS", list((dict(SERVER_OPTIONS) | soon).items()))
+    handlers = {"echo": grpc.stream_stream_rpc_method_handler(echo)}
+    handler = grpc.method_handlers_generic_handler(SERVICE, handlers)
+    _, address = await start(register=lambda server: server.add_generic_rpc_handlers((handler,)))
+    peer = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BUSY_PEER, address, pause, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await over.wait()
+        assert heard == ([b"before", b"after"] if pause == "hold_the_gil" else [b"before"])
+    finally:
+        os.kill(peer.pid, signal.SIGKILL)
+        await peer.wait()

@@ -57,7 +57,9 @@ def event_engine_wakeups(package: str) -> tuple[int, str]:
     return int(json.loads(done.stdout)), done.stderr
 
 
-@pytest.mark.parametrize("package", ["scheduler_svc", "executor_svc", "frontend_svc"])
+@pytest.mark.parametrize(
+    "package", ["scheduler_svc", "executor_svc", "frontend_svc", "bench", "demo", "tests"]
+)
 def test_no_message_passes_through_the_event_engine(package: str) -> None:
     wakeups, complaints = event_engine_wakeups(package)
     assert wakeups < ROUNDS / 2
