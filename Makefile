@@ -74,8 +74,9 @@ test-integration: setup ## Tests through the three services with a tiny random m
 test-e2e: setup ## Tests with the demo model and the Node client
 	$(PYTEST) tests/e2e
 
-# The core's own tests once more, on the compiled core.
-CORE_TESTS = tests/unit/scheduler_core tests/property tests/scenarios tests/paper tests/sim
+# The tests of what is compiled, once more on the compiled core.
+CORE_TESTS = tests/unit/scheduler_core tests/unit/scheduler_shell tests/unit/svc_runtime/test_block_hashes.py \
+	tests/unit/svc_runtime/test_columns.py tests/property tests/scenarios tests/paper tests/sim
 
 .PHONY: test-compiled
 test-compiled: setup ## The core's tests on the compiled core

@@ -6,10 +6,12 @@ in has changed. The tree is left alone: what the copy looks like and who loads i
 `scripts.compiled_core`.
 
 The copy is made in a directory beside the final one, every module of it is loaded once, and only then does it
-take the place of the one before. Exit codes: 0, done or nothing to do; 1, it cannot be made.
+take the place of the one before. One process at a time makes a copy; another that wants it waits, and then
+finds it made. Exit codes: 0, done or nothing to do; 1, it cannot be made.
 """
 
 import argparse
+import fcntl
 import os
 import shlex
 import shutil
@@ -17,8 +19,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scripts import compiled_core
@@ -72,8 +74,7 @@ def main(argv: Sequence[str]) -> int:
         _say(missing)
         return 0 if options.if_possible else 1
     try:
-        if options.force or not compiled_core.is_current(options.out):
-            compile_core(options.out)
+        bring_up_to_date(options.out, force=options.force)
     except (CompileError, OSError) as error:
         _say(str(error))
         return 1
@@ -91,34 +92,73 @@ def missing_tools() -> str | None:
     return None
 
 
-def compile_core(out: Path = COPY) -> None:
-    """Makes the copy anew.
+def bring_up_to_date(out: Path = COPY, *, force: bool = False) -> None:
+    """Makes the copy if it is not up to date, or `force`; waits for another process that is making it.
+
+    Raises: CompileError.
+    """
+    if not force and compiled_core.is_current(out):
+        return
+    with _alone(out):
+        if force or not compiled_core.is_current(out):
+            compile_core(out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds the lock on a copy. It goes with the process, however that ends."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f"{out.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("waiting for another process that is making the copy")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def compile_core(out: Path) -> None:
+    """Makes the copy anew; nobody else may be at it.
 
     Raises: CompileError.
     """
     started_s = time.monotonic()
-    fingerprint = compiled_core.fingerprint()
-    work = out.resolve().with_name(f"{out.name}.new-{os.getpid()}")
+    work = out.resolve().with_name(f"{out.name}.new")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
     try:
-        _copy_sources(work)
+        fingerprint = _copy_sources(work)
         _build(work)
         _link_the_rest(work)
         _check(work)
         (work / STAMP).write_text(fingerprint + "\n")
-        shutil.rmtree(out, ignore_errors=True)
-        work.rename(out)
+        _replace(out.resolve(), work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     _say(f"done in {time.monotonic() - started_s:.0f} s: {out}")
 
 
-def _copy_sources(work: Path) -> None:
+def _replace(out: Path, work: Path) -> None:
+    """By names alone, so that nobody finds half of the old copy."""
+    old = out.with_name(f"{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_sources(work: Path) -> str:
+    """Returns: the fingerprint of what was copied."""
+    fingerprint = compiled_core.fingerprint()
     for path in compiled_core.modules():
         (work / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, work / path)
     for package in PACKAGES:
         (work / package / "__init__.py").touch()  # what is linked later is not looked at
     (work / PROTOS).symlink_to(ROOT / PROTOS)
+    if compiled_core.fingerprint() != fingerprint:
+        raise CompileError("the sources were changed while they were copied: try again")
+    return fingerprint
 
 
 def _build(work: Path) -> None:
@@ -129,9 +169,15 @@ def _build(work: Path) -> None:
     (work / "set_up.py").write_text(script)
     log = work / "build.log"
     command = [sys.executable, "set_up.py", "build_ext", "--inplace", "--parallel", str(os.cpu_count() or 1)]
-    with log.open("wb") as output:
-        child = subprocess.Popen(command, cwd=work, stdout=output, stderr=subprocess.STDOUT)
-        code = _wait_telling(child, log, len(modules))
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, cwd=work, stdout=output, stderr=subprocess.STDOUT) as child,
+    ):
+        try:
+            code = _wait_telling(child, log, len(modules))
+        except BaseException:
+            child.kill()
+            raise
     if code:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
         raise CompileError(f"{tail}\nfailed with code {code}, its last lines are above")
@@ -146,7 +192,7 @@ def _wait_telling(child: subprocess.Popen[bytes], log: Path, modules: int) -> in
     while (code := child.poll()) is None:
         translated = TRANSLATED.encode() in log.read_bytes()
         stage = "compiling the C code" if translated else f"translating {modules} modules to C"
-        _progress(f"{stage}, {time.monotonic() - started_s:.0f} s of about 40")
+        _progress(f"{stage}, {time.monotonic() - started_s:.0f} s of about 60")
         with suppress(subprocess.TimeoutExpired):
             child.wait(1.0 if sys.stdout.isatty() else TELL_EVERY_S)
     if sys.stdout.isatty():

@@ -14,6 +14,7 @@ import pytest
 
 from protos.autellix.scheduler.v1 import scheduler_pb2 as pb
 from scheduler_svc.settings import SchedulerSettings, is_loopback
+from scheduler_svc.shell.core_kind import core_kind
 from svc_runtime.grpc_aio import open_channel
 from svc_runtime.healthcheck import check
 from svc_runtime.lifecycle import ExitCode
@@ -107,7 +108,8 @@ async def test_it_weighs_little_serves_metrics_and_stops_in_good_order(process: 
     assert 'autellix_scheduler_live_calls{level="0"} 0.0' in await asyncio.to_thread(
         scrape, process.metrics_port
     )
-    assert 'autellix_scheduler_build_info{core="interpreted"} 1.0' in scrape(process.metrics_port)
+    build = f'autellix_scheduler_build_info{{core="{core_kind()}"}} 1.0'
+    assert build in scrape(process.metrics_port)
     collected_at_start = 'autellix_scheduler_gc_pauses_total{generation="2"} 1.0'
     await until(lambda: collected_at_start in scrape(process.metrics_port), "the heap is frozen")
     code, log = process.stop()

@@ -1,9 +1,11 @@
 """The compiled copy: when it counts as up to date, who gets it, what is said where it cannot be made."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -142,3 +144,58 @@ def test_an_up_to_date_copy_is_not_made_again(
     assert made == []
     assert compile_core.main(["--out", str(copy), "--force"]) == 0
     assert made == [copy]
+
+
+def test_who_waits_for_another_to_make_the_copy_does_not_make_it_again(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Event()
+    made: list[Path] = []
+    monkeypatch.setattr(compile_core, "_say", lambda _: waits.set())
+    monkeypatch.setattr(compile_core, "compile_core", made.append)
+    (copy / STAMP).rename(copy / "made by the other one")
+    second = Thread(target=compile_core.bring_up_to_date, args=(copy,))
+    with compile_core._alone(copy):
+        second.start()
+        assert waits.wait(30.0), "it does not wait"
+        (copy / "made by the other one").rename(copy / STAMP)
+    second.join(30.0)
+    assert not second.is_alive()
+    assert made == []
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_new_copy_takes_the_place_of_the_old_one(tmp_path: Path, *, interrupted: bool) -> None:
+    out, work, old = tmp_path / "compiled", tmp_path / "compiled.new", tmp_path / "compiled.old"
+    for directory in (out, work, *([old] if interrupted else [])):
+        directory.mkdir()
+        (directory / directory.name).touch()
+    compile_core._replace(out, work)
+    assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
+    assert [path.name for path in out.iterdir()] == ["compiled.new"]
+
+
+def test_sources_that_change_while_they_are_copied_are_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stamp would be that of other sources, and the copy be used when those come back."""
+    fingerprints = iter(["before", "after"])
+    monkeypatch.setattr(compiled_core, "fingerprint", lambda: next(fingerprints))
+    monkeypatch.setattr(compile_core, "_build", lambda work: pytest.fail("it goes on"))
+    with pytest.raises(compile_core.CompileError, match="changed"):
+        compile_core.compile_core(tmp_path / "compiled")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_is_broken_off_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def broken_off(child: subprocess.Popen[bytes], log: Path, modules: int) -> int:
+        children.append(child)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compile_core, "SET_UP", "import time; time.sleep(60)\n")
+    monkeypatch.setattr(compile_core, "_wait_telling", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        compile_core._build(tmp_path)
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
