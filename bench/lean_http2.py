@@ -144,6 +144,7 @@ class LeanCall(asyncio.Protocol):
         Raises: asyncio.InvalidStateError when the peer has ended the stream; grpc.aio.AioRpcError when the
             connection is lost.
         """
+        self._check_open()
         if self._transport is None:
             await self._open()
         body = self._serialize(message)
@@ -214,6 +215,9 @@ class LeanCall(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Opens the stream, before anything that comes can be answered."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's only look like one
+        if self._end is not None:  # cancelled meanwhile
+            self._transport.close()
+            return
         settings = struct.pack(">HL", _INITIAL_WINDOW_SETTING, _WINDOW)
         block = b"".join(b"\0" + _literal(name) + _literal(value) for name, value in self._headers.items())
         self._send(

@@ -134,3 +134,23 @@ async def test_nobody_listens() -> None:
     call = LeanChannel("127.0.0.1:1").stream_stream("/probe/Do")()
     with pytest.raises(grpc.aio.AioRpcError):
         await call.write(b"x")
+
+
+async def test_a_call_that_is_cancelled_while_it_connects_leaves_no_connection() -> None:
+    left = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b""
+        writer.close()
+        left.set()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server, asyncio.timeout(10):
+        call = LeanChannel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}").stream_stream("/probe/Do")()
+        writing = asyncio.create_task(call.write(b"x"))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await writing
+        await left.wait()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.write(b"y")
