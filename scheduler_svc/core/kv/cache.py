@@ -205,7 +205,7 @@ class KvCache:
         if not at:
             return
         retainer = None if program is None else self._retention.retainer(program, store.clock)
-        for run in reversed(store.name(blocks[:at], keys, retainer)):
+        for run in reversed(store.join(store.name(blocks[:at], keys, retainer), blocks, retainer)):
             upto, at = at, at - len(run.keys)
             store.stamp(run)
             if retainer is not None:

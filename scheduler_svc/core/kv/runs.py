@@ -17,16 +17,20 @@ are a *run*: what is true of all of them is said once, and most calls touch one 
                           └──────────────────────┘     a run given back later has larger ones throughout
 
 Who finds or names a part of a run cuts it in two. The new object gets the head; the old one keeps the tail
-and with it the stamp, so lists by age stay right. A run goes from the tail on: the end of a prefix is of no
-use without its beginning. Runs know nothing of those before and behind them: if two chains agree in one
+and with it the stamp, so lists by age stay right. Who gives neighbours back that nobody else holds or retains
+joins them again. A run goes from the tail on: the end of a prefix is of no use without its beginning. Runs
+know nothing of those before and behind them: if two chains agree in one
 place, they agree in all places before it, so that a chain is followed from run to run by its keys (`index`).
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TypeVar
 
 from scheduler_svc.core.ids import BlockId, ProgramId, TenantId
+
+_T = TypeVar("_T")
 
 Key = bytes
 ProgramKey = tuple[TenantId, ProgramId]
@@ -113,7 +117,7 @@ class Run:
 
     def __init__(self, keys: list[Key], device: list[BlockId] | None) -> None:
         self.keys = keys
-        """Not empty."""
+        """Not empty, until it is forgotten: lists that it is still in shall not keep them."""
         self.device = device
         """The device block of each key; None: it is on the host only."""
         self.host: list[BlockId] | None = None
@@ -146,21 +150,20 @@ class Run:
         return bisect_left(range(count), True, key=lambda index: mine[index] != keys[at + index])
 
     def cut(self, count: int) -> "Run":
-        """Cuts its first blocks off. Both parts have the same retainers, who need to be told.
+        """Cuts its first blocks off. Both parts have the same retainers, who need to be told. Cost: the
+        shorter part.
 
         Args:
             count: 0 < count < len(self).
 
         Returns: those blocks as a run. This one keeps the others, and its stamp.
         """
-        head = Run(self.keys[:count], None)
-        del self.keys[:count]
+        keys, self.keys = _parted(self.keys, count)
+        head = Run(keys, None)
         if self.device is not None:
-            head.device = self.device[:count]
-            del self.device[:count]
+            head.device, self.device = _parted(self.device, count)
         if self.host is not None:
-            head.host = self.host[:count]
-            del self.host[:count]
+            head.host, self.host = _parted(self.host, count)
         head.stamp = self.stamp + len(self.keys)
         head.holders, head.pins, head.warm = self.holders, self.pins, self.warm
         head.retainers = self.retainers if len(self.retainers) < 2 else dict(self.retainers)
@@ -173,6 +176,17 @@ class Run:
             del self.device[-count:]
         if self.host is not None:
             del self.host[-count:]
+
+
+def _parted(items: list[_T], count: int) -> tuple[list[_T], list[_T]]:
+    """The first `count` items of a list, and the others. It becomes the longer part itself."""
+    if 2 * count < len(items):
+        head = items[:count]
+        del items[:count]
+        return head, items
+    tail = items[count:]
+    del items[count:]
+    return items, tail
 
 
 class Found:

@@ -74,6 +74,45 @@ class Store:
         run.device += blocks
         self.stamp(run)
 
+    def join(self, runs: list[Run], blocks: Sequence[BlockId], program: Retainer | None) -> list[Run]:
+        """Joins neighbours that a call alone holds, now as if it had computed them in one go.
+
+        Args:
+            runs: As `name` returned them for `blocks` and `program`. They are about to be given back.
+
+        Returns: what they are now.
+        """
+        if len(runs) < 2:
+            return runs
+        joined: list[Run] = []
+        end, was_own = 0, False
+        for run in runs:
+            end += len(run.keys)
+            is_own = _is_own(run, blocks[end - 1], program)
+            if was_own and is_own and self._can_join(joined[-1], run):
+                self._join(joined[-1], run)
+            else:
+                joined.append(run)
+            was_own = is_own
+        return joined
+
+    def _can_join(self, head: Run, tail: Run) -> bool:
+        """Whether two runs of a call's own lie in the same tiers, and nobody waits for them or reads them."""
+        if tail.retainers and not head.retainers:
+            return False
+        if head.host is None or tail.host is None:
+            return head.host is None and tail.host is None
+        return not (head.pins or tail.pins or self.host.is_read(head) or self.host.is_read(tail))
+
+    def _join(self, head: Run, tail: Run) -> None:
+        keys, device, host = tail.keys, tail.device, tail.host
+        assert device is not None, "a call holds it"
+        tail.device = tail.host = None
+        self.forget(tail)
+        self._grow(head, keys, device)
+        if head.host is not None and host is not None:
+            head.host += host
+
     def stamp(self, run: Run) -> None:
         """A run is used now, its tail first."""
         run.stamp = self.clock + 1
@@ -101,6 +140,7 @@ class Store:
             self.host.free(self.leave_host(run))
         self.index.remove(run)
         self.retention.forget(run)
+        run.keys = []
 
     def cut(self, run: Run, count: int) -> Run:
         """Cuts the first blocks of a run off. Returns: those as a run; `run` keeps the others."""
@@ -148,7 +188,7 @@ class Store:
     def drain_swaps(self) -> tuple[tuple[Copy, ...], tuple[Copy, ...]]:
         """The noted copies, outs and ins; none are left and nothing is kept for them."""
         outs, ins = self.swaps.drain()
-        if ins:
+        if self.host.read:
             self.host.all_read()
         return outs, ins
 
@@ -193,14 +233,18 @@ class Store:
 
 
 def _can_grow(run: Run, block: BlockId, program: Retainer | None) -> bool:
-    """Whether one call alone holds a run, which no other program retains and which is on the device only.
+    """Whether a run is a call's own and on the device only."""
+    return run.host is None and _is_own(run, block, program)
+
+
+def _is_own(run: Run, block: BlockId, program: Retainer | None) -> bool:
+    """Whether one call alone holds a run, which no other program retains.
 
     Args:
         block: The block of the call that holds what the run ends with, or a copy of it.
     """
     return (
         run.holders == 1
-        and run.host is None
         and run.device is not None
         and run.device[-1] == block
         and (run.retainers is NOBODY or (program is not None and run.retainers is program.alone))

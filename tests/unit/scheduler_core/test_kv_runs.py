@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from scheduler_svc.core.kv import KvCache
-from tests.unit.scheduler_core.kv_filled import A, B, C, hold, keep, keys, on_device, on_host, push_out
+from tests.unit.scheduler_core.kv_filled import (
+    A,
+    B,
+    C,
+    hold,
+    keep,
+    keys,
+    on_device,
+    on_host,
+    program,
+    push_out,
+)
 
 TEXT = keys("t", 6)
 
@@ -172,6 +183,106 @@ class TestCutting:
             return kept, cache.drain_swaps(), cache.take(cache.plain)
 
         assert outcome(cut=True) == outcome(cut=False)
+
+
+class TestJoining:
+    def test_a_context_whose_prompts_are_published_is_one_run_after_each_turn(self) -> None:
+        cache = cache_of(blocks=65)
+        text: list[bytes] = []
+        for turn in range(10):
+            text = [*text, *keys(f"turn{turn}.", 4)]
+            table = hold(cache, text)
+            table += cache.take(len(text) - len(table))
+            cache.publish(table[:-2], text[:-2])
+            cache.give_back(table, text, A)
+            assert runs(cache) == [text]
+            assert (cache.footprint(A), cache.live_footprint) == (len(text), len(text))
+            cache.check([])
+
+    def test_what_others_looked_at_in_part_is_one_run_after_its_next_use(self) -> None:
+        cache = cache_of()
+        keep(cache, TEXT)
+        for count in (4, 2, 1):
+            part = cache.find(TEXT[:count])
+            cache.hold(part)
+            cache.let_go(part)
+        assert runs(cache) == [TEXT[:1], TEXT[1:2], TEXT[2:4], TEXT[4:]]
+        cache.give_back(hold(cache, TEXT), TEXT, A)
+        assert runs(cache) == [TEXT]
+        cache.check([])
+
+    def test_what_went_to_the_host_block_by_block_is_one_run_after_its_next_use(self) -> None:
+        cache = cache_of(blocks=7, host_blocks=6)
+        keep(cache, TEXT)
+        cache.give_back([block for _ in TEXT for block in cache.take(1)], [])
+        assert on_host(cache, TEXT) == TEXT
+        assert len(runs(cache)) == 6
+        cache.drain_swaps()
+        table = hold(cache, TEXT)
+        cache.drain_swaps()
+        cache.give_back(table, TEXT, A)
+        assert runs(cache) == [TEXT]
+        cache.check([])
+        push_out(cache, 6)
+        assert cache.drain_swaps() == ((), ()), "the host copies are still good"
+        cache.check([])
+
+    @pytest.mark.parametrize("who", ["holds", "waits for", "retains", "reads"])
+    def test_what_others_have_a_part_in_stays_apart(self, who: str) -> None:
+        cache = cache_of(host_blocks=6)
+        keep(cache, TEXT)
+        if who in ("waits for", "reads"):
+            cache.expel(TEXT)
+        cache.drain_swaps()
+        head = cache.find(TEXT[:2])
+        cache.hold(head)
+        others = [block for block in head.device if block is not None]
+        table = hold(cache, TEXT)
+        if who == "retains":
+            cache.give_back(others, TEXT[:2], B)
+            others = []
+        elif who == "reads":
+            cache.let_go(head)
+        if who != "reads":
+            cache.drain_swaps()
+        cache.give_back(table, TEXT, A)
+        assert runs(cache) == [TEXT[:2], TEXT[2:]]
+        cache.check([others])
+
+    def test_what_another_call_has_computed_in_its_own_blocks_stays_apart(self) -> None:
+        cache = cache_of()
+        one, other = cache.take(6), cache.take(6)
+        cache.publish(one[:2], TEXT[:2])
+        cache.publish(other, TEXT)
+        cache.give_back(one, TEXT, A)
+        assert runs(cache) == [TEXT[:2], TEXT[2:]]
+        cache.check([other])
+
+    def test_what_a_program_retains_does_not_join_a_beginning_that_nobody_does(self) -> None:
+        cache = cache_of()
+        keep(cache, TEXT, A)
+        cache.drop(TEXT[:2])
+        again = cache.take(2)
+        cache.publish(again, TEXT[:2])
+        table = hold(cache, TEXT)
+        cache.give_back(again, TEXT[:2], None)
+        assert cache.footprint(A) == 4
+        cache.give_back(table, TEXT, A)
+        assert (cache.footprint(A), cache.live_footprint) == (6, 6)
+        cache.check([])
+
+
+def test_what_is_forgotten_does_not_keep_its_keys() -> None:
+    cache = cache_of(blocks=11, host_blocks=20)
+    programs = [program(f"p{number}") for number in range(50)]
+    for number, owner in enumerate(programs):
+        keep(cache, keys(f"{number}.", 10), owner)
+        cache.program_idle(owner)
+    cache.drain_swaps()
+    host = cache._store.host
+    assert len(host.by_age) > 3, "runs that are gone are still listed"
+    assert sum(len(run.keys) for _, run in host.by_age._entries) == 20
+    cache.check([])
 
 
 class TestDepartures:
