@@ -27,12 +27,11 @@ def take_back_nothing(executor: Executor, call: Call, found: Found) -> Sequence[
     """Gives a preempted call other blocks than those with its KV."""
     kept = call.kept
     table = take_back(executor, call, found)
-    if kept is None:
+    if kept is None or executor.kv.available < len(table):
         return table
-    fresh = executor.kv.take(min(len(table), executor.kv.available))
-    named = call.block_hashes[: min(len(fresh), kept.certain)]
-    executor.kv.give_back(table[: len(fresh)], named, None)
-    return [*fresh, *table[len(fresh) :]]
+    fresh = executor.kv.take(len(table))
+    executor.kv.give_back(table, call.block_hashes[: min(len(table), kept.certain)], None)
+    return fresh
 
 
 def drain_swaps_out_only(self: KvCache) -> tuple[Pairs, Pairs]:
