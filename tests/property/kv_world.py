@@ -6,6 +6,7 @@ executor does it: outs, ins, then the forward pass; after each plan every key th
 content.
 """
 
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import product
@@ -241,13 +242,22 @@ class KvWorld:
         for program in PROGRAMS:
             assert self.cache.footprint(program) == self.naive.footprint(program)
         for block in range(1, self.cache.size + 1):
-            assert self.cache.references(block) == self.naive.references.get(block, 0)
+            assert self.cache.references(BlockId(block)) == self.naive.references.get(block, 0)
         places = {key: (device, host is not None) for key, device, host in self.cache.contents()}
         assert places == {key: (there.device, there.on_host) for key, there in self.naive.contents.items()}
         for prompt in PROMPTS:
             self._check_found(chain(prompt))
         for call in self.paused:
             self._check_found(call.keys)
+        self._check_departures()
+
+    def _check_departures(self) -> None:
+        """If the running calls left one after the other: a block is free when the last that holds it has."""
+        departures, left = self.cache.departures(), Counter[int]()
+        for call in self.running:
+            left.update(call.table)
+            freed = sum(left[block] == self.naive.references[block] for block in call.table)
+            assert departures.add(call.table, call.keys) == freed
 
     def _check_found(self, keys: list[Key]) -> None:
         found = self.cache.find(keys)

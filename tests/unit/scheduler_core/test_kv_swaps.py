@@ -194,6 +194,14 @@ class TestPrivateTails:
 
 
 class TestNeedlessCopies:
+    def test_nothing_is_kept_for_copies_that_are_not_ordered(self) -> None:
+        cache = swapped(TEXT)
+        cache.give_back(hold(cache, TEXT), TEXT, A)
+        cache.drop(TEXT)
+        assert cache.drain_swaps() == ((), ())
+        assert not cache._store.host.read
+        cache.check([])
+
     def test_a_copy_whose_content_was_forgotten_is_not_ordered(self) -> None:
         cache = KvCache(device_blocks=6, host_blocks=6)
         keep(cache, TEXT)
