@@ -13,9 +13,9 @@ ENDED if no pair is left, and is listed for eviction in the tiers where it lies.
 
 The order is exact although the work is put off: who wants the oldest run of a standing settles all pairs of
 runs that are older than the oldest one listed. A program queues up under a stamp that none of its runs is
-older than; when its turn comes, its walk sorts them by age, once. They may be used again meanwhile: that
-makes them newer, and settling early does no harm. Hence also: a run that is cut is settled first, so that
-walks need not know of it.
+older than, that of the oldest if they are few; when its turn comes, its walk sorts them by age, once. They
+may be used again meanwhile: that makes them newer, and settling early does no harm. Hence also: a run that
+is cut is settled first, so that walks need not know of it.
 
 Each pair is settled once in a life of its program, and once in each spell of idleness. Pairs of ended
 programs that eviction has no need of are settled bit by bit when new pairs come, so that they never outnumber
@@ -34,6 +34,7 @@ Entry = tuple[int, int, Retainer]
 """(lower bound of the stamps of its unsettled runs, turn, program)."""
 
 _SPARE_ENTRIES = 64
+_FEW_RUNS = 8
 
 
 class Retention:
@@ -176,7 +177,7 @@ class Retention:
         self._turns += 1
         retainer.standing, retainer.turn, retainer.walk = standing, self._turns, None
         queue = self._unsettled[standing]
-        heappush(queue, (retainer.since, retainer.turn, retainer))
+        heappush(queue, (_oldest_stamp(retainer), retainer.turn, retainer))
         if len(queue) > self._entries_max[standing]:
             queue[:] = [entry for entry in queue if entry[2].turn == entry[1] and entry[2].runs]
             heapify(queue)
@@ -253,6 +254,13 @@ class Retention:
         assert live == self.live_blocks, "blocks of active programs are miscounted"
         ended = sum(len(retainer.runs) for retainer in retained.keys() - known)
         assert ended == self._ended_pairs, "pairs of ended programs are miscounted"
+
+
+def _oldest_stamp(retainer: Retainer) -> int:
+    """A stamp that no run of a program is older than. Without a long walk: exact if they are few."""
+    if len(retainer.runs) > _FEW_RUNS:
+        return retainer.since
+    return min([run.stamp for run in retainer.runs])
 
 
 def _walk_of(retainer: Retainer) -> list[tuple[int, Run]]:

@@ -146,7 +146,7 @@ class TestMemory:
 
 
 class TestPuttingOff:
-    """Ends and idleness of programs cost nothing until eviction asks for their runs, and then little."""
+    """Ends and idleness of programs cost next to nothing until eviction asks for their runs; then little."""
 
     @staticmethod
     def unsettled(cache: KvCache) -> int:
@@ -171,6 +171,20 @@ class TestPuttingOff:
             assert self.unsettled(cache) == runs - 1
             cache.take(2)
             assert self.unsettled(cache) == runs - 1, "a run is settled once, whole"
+
+    @pytest.mark.parametrize("event", ["program_idle", "program_ended"])
+    def test_programs_that_came_long_ago_and_were_used_again_are_left_alone(self, event: str) -> None:
+        cache = cache_of(blocks=41, host_blocks=0)
+        programs = [program(f"p{number}") for number in range(20)]
+        for owner in programs * 2:
+            text = keys(owner[1], 2)
+            cache.give_back(hold(cache, text) or cache.take(2), text, owner)
+        retainers = dict(cache._store.retention._retainers)
+        for owner in programs:
+            getattr(cache, event)(owner)
+        taken = cache.take(1)
+        assert [owner for owner in programs if retainers[owner].walk is not None] == programs[:1]
+        cache.check([taken])
 
     @pytest.mark.parametrize("seed", range(5))
     def test_the_order_is_kept_when_many_come_and_go(self, seed: int) -> None:
