@@ -50,6 +50,9 @@ def _check_executor(executor: Executor) -> None:
     ordered = list(executor.queue.walk())
     assert len(ordered) == len(executor.queue) == len(set(ordered)), "a call is queued twice"
     assert [call.level for call in ordered] == sorted(call.level for call in ordered)
+    for call in ordered:
+        key = (call.level, *executor.queue.policy.tie(call, call.enqueued))
+        assert call.queue_key == key, f"{call.spec.call_id} stands where the policy does not say"
     in_flight = [executor.rows_of(step) for step in executor.in_flight]
     for batch in in_flight:
         assert len(batch) <= spec.max_num_seqs

@@ -48,6 +48,12 @@ def change_level_in_passing(call: Call) -> None:
     call.level = 99
 
 
+def change_place_in_passing(call: Call) -> None:
+    queue = call.executor.queue  # type: ignore[union-attr]
+    queue.discard(call)
+    queue._file(call, (call.level, 99, 99, 99))
+
+
 def generate_too_much(call: Call) -> None:
     call.tokens.extend([1] * 99)
 
@@ -68,6 +74,7 @@ def count_service_twice(call: Call) -> None:
         count_a_result_twice,
         change_state_in_passing,
         change_level_in_passing,
+        change_place_in_passing,
         generate_too_much,
         count_service_twice,
     ],
