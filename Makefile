@@ -79,7 +79,7 @@ CORE_TESTS = tests/unit/scheduler_core tests/unit/scheduler_shell tests/unit/svc
 	tests/unit/svc_runtime/test_columns.py tests/property tests/scenarios tests/paper tests/sim
 
 .PHONY: test-compiled
-test-compiled: setup ## The core's tests on the compiled core
+test-compiled: setup ## Tests of what is compiled, on the compiled core
 	$(PY) -m scripts.compile_core
 	$(PY) -m scripts.compiled_core $(PYTEST) -p tests.on_compiled_core $(CORE_TESTS)
 
