@@ -73,7 +73,8 @@ class Prices:
         return max(1, count + (self.decode_ps(start, start + count) < budget_ps))
 
     def recompute_ps(self, tokens: int) -> int:
-        """Computing the KV of a call's first `tokens` tokens again."""
+        """Computing the KV of a call's first `tokens` tokens again: after it was dropped, or for a call that
+        moves here from another executor."""
         return self.prefill_ps(0, tokens)
 
     def swap_ps(self, blocks: int) -> int:

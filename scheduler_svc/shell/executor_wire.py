@@ -23,7 +23,7 @@ from svc_runtime.columns import pack_i32
 PROTOCOL_VERSION = 1
 """Version of executor/v1 that this scheduler speaks."""
 STEP_S_MAX = 3600.0
-"""Longest step, or copying of one, that is believed: the core adds them up in 64 bits of picoseconds."""
+"""Longest step, or copying of one, that is believed: what is told beyond would be charged to calls."""
 
 _AT_LEAST = {
     "max_num_seqs": 1,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scheduler_svc.core.process_table import Program
 
 FOREVER_PS = 1 << 62
-"""A quantum that nobody uses up: 53 days. Fits into 64 bits with room to add to."""
+"""A quantum that nobody uses up: 53 days."""
 
 
 @dataclass(frozen=True, slots=True)
