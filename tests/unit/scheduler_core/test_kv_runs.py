@@ -306,7 +306,7 @@ class TestDepartures:
 
 
 def python_calls(work: Callable[[], object]) -> int:
-    """Functions that are called for some work. None, if they are compiled."""
+    """Functions that are called for some work."""
     calls = 0
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -338,5 +338,6 @@ def a_life(blocks: int) -> int:
     return python_calls(live)
 
 
+@pytest.mark.interpreted_core("calls of compiled functions cannot be counted")
 def test_a_call_costs_by_its_runs_not_by_its_blocks() -> None:
-    assert a_life(10) == a_life(1000) < 150
+    assert 0 < a_life(10) == a_life(1000) < 150
